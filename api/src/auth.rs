@@ -1,0 +1,96 @@
+//! Who the user is.
+//!
+//! Access tokens are opaque: 256 random bits, stored as SHA-256 over organisation id and token, so that a row copied
+//! to another organisation's database opens nothing there.
+
+pub mod password;
+
+use axum::extract::FromRequestParts;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gmah_shared::tenant::TenantId;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+
+use crate::context::TenantContext;
+use crate::db::TenantDb;
+use crate::error::ApiError;
+use crate::repo::sessions;
+use crate::repo::users::User;
+
+/// A fresh bearer token and what is stored of it.
+pub struct Bearer {
+    /// For the client, once.
+    pub text: String,
+    /// For the database.
+    pub hash: Vec<u8>,
+}
+
+impl Bearer {
+    /// A new random token of an organisation.
+    pub fn generate(tenant: TenantId) -> Self {
+        let text = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        Self { hash: bearer_hash(tenant, &text), text }
+    }
+}
+
+/// What is stored of a token: SHA-256 over the organisation's id and the token.
+pub fn bearer_hash(tenant: TenantId, token: &str) -> Vec<u8> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(tenant.as_uuid().as_bytes());
+    context.update(token.as_bytes());
+    context.finish().as_ref().to_vec()
+}
+
+/// A logged-in user, with the connection that the question was asked on.
+pub struct Session {
+    /// The organisation.
+    pub ctx: TenantContext,
+    /// Its database.
+    pub db: TenantDb,
+    /// The user.
+    pub user: User,
+    /// The session's id.
+    pub id: uuid::Uuid,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Session {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let ctx = TenantContext::from_request_parts(parts, state).await?;
+        let token = bearer(parts)?;
+        let mut db = TenantDb::open(&ctx).await?;
+        let hash = bearer_hash(ctx.detail().tenant.id, token);
+        let (id, user) = sessions::by_access_hash(&mut db, &hash).await?.ok_or(ApiError::Unauthenticated)?;
+        Ok(Self { ctx, db, user, id })
+    }
+}
+
+impl Session {
+    /// Refuses users who may only read.
+    ///
+    /// # Errors
+    /// [`ApiError::Forbidden`].
+    pub fn require_writer(&self) -> Result<(), ApiError> {
+        match self.user.role.as_str() {
+            "administrator" | "manager" => Ok(()),
+            _ => Err(ApiError::Forbidden),
+        }
+    }
+}
+
+/// `Authorization: Bearer …` (RFC 6750, section 2.1), exactly once, of the length that ours have.
+fn bearer(parts: &Parts) -> Result<&str, ApiError> {
+    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(ApiError::Unauthenticated);
+    };
+    let text = value.to_str().map_err(|_| ApiError::Unauthenticated)?;
+    let (scheme, token) = text.split_once(' ').ok_or(ApiError::Unauthenticated)?;
+    if scheme.eq_ignore_ascii_case("bearer") && token.len() == 43 {
+        Ok(token)
+    } else {
+        Err(ApiError::Unauthenticated)
+    }
+}

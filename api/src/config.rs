@@ -1,0 +1,128 @@
+//! `[api]` and `[pool]`.
+
+use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
+use serde::Deserialize;
+
+/// What the api role needs beyond the shared settings.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ApiConfig {
+    /// `[api]`
+    pub api: Api,
+    /// `[pool]`
+    #[serde(default)]
+    pub pool: Pool,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// Where routers reach it. A private address: whoever reaches it still needs a signed token.
+    pub listen: Listen,
+    /// Metrics and health. A private address.
+    pub admin: Listen,
+    /// Deadline for one request, over all its waits. Default 30 s.
+    #[serde(default = "request_timeout")]
+    pub request_timeout: HumanDuration,
+    /// Largest body. Default 1 MiB.
+    #[serde(default = "max_body")]
+    pub max_body_bytes: Within<1, 1_073_741_824>,
+    /// Most connections from routers at once; beyond it new ones wait in the kernel's queue. Default 4096.
+    #[serde(default = "max_connections")]
+    pub max_connections: Within<1, 1_000_000>,
+    /// How long requests in flight may take at shutdown. Default 20 s.
+    #[serde(default = "drain_timeout")]
+    pub drain_timeout: HumanDuration,
+    /// Password hashes computed at once: each takes 19 MiB and a core. Default 2.
+    #[serde(default = "max_hashes")]
+    pub max_password_hashes: Within<1, 1024>,
+    /// Life of an access token. Default 1 h.
+    #[serde(default = "access_life")]
+    pub access_token_life: HumanDuration,
+    /// Life of a refresh token. Default 30 days.
+    #[serde(default = "refresh_life")]
+    pub refresh_token_life: HumanDuration,
+}
+
+/// `[pool]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Most connections of one tenant. Default 8.
+    pub max_per_tenant: Within<1, 1000>,
+    /// Most connections to one PostgreSQL server, over all its tenants. Keep it under the server's
+    /// `max_connections` less what backups and migrations need. Default 40.
+    pub max_per_server: Within<1, 100_000>,
+    /// Longest wait for a connection; then 503. Default 3 s.
+    pub wait_timeout: HumanDuration,
+    /// Most requests of one tenant that wait for a connection; beyond it 503 at once. Default 100.
+    pub max_waiting: Within<1, 100_000>,
+    /// Deadline for connecting and proving. Default 2 s.
+    pub connect_timeout: HumanDuration,
+    /// After a failed connect, how long the tenant is answered 503 without another try. Default 500 ms.
+    pub retry_after_error: HumanDuration,
+    /// An idle connection is closed after this long. Default 60 s.
+    pub idle_timeout: HumanDuration,
+    /// A connection is closed when it is this old. Default 30 min.
+    pub max_lifetime: HumanDuration,
+    /// Deadline of one statement, kept by the server. Default 15 s.
+    pub statement_timeout: HumanDuration,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            max_per_tenant: Within::new(8),
+            max_per_server: Within::new(40),
+            wait_timeout: HumanDuration::from_secs(3),
+            max_waiting: Within::new(100),
+            connect_timeout: HumanDuration::from_secs(2),
+            retry_after_error: HumanDuration::from_millis(500),
+            idle_timeout: HumanDuration::from_secs(60),
+            max_lifetime: HumanDuration::from_secs(1800),
+            statement_timeout: HumanDuration::from_secs(15),
+        }
+    }
+}
+
+impl ApiConfig {
+    /// Takes the two sections out of the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place of the first fault.
+    pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
+        let config: Self = file.parse()?;
+        if config.pool.max_per_tenant.get() > config.pool.max_per_server.get() {
+            return Err(file.at(0, "pool.max_per_tenant", "must not be above pool.max_per_server"));
+        }
+        Ok(config)
+    }
+}
+
+fn request_timeout() -> HumanDuration {
+    HumanDuration::from_secs(30)
+}
+
+fn max_body() -> Within<1, 1_073_741_824> {
+    Within::new(1 << 20)
+}
+
+fn max_connections() -> Within<1, 1_000_000> {
+    Within::new(4096)
+}
+
+fn drain_timeout() -> HumanDuration {
+    HumanDuration::from_secs(20)
+}
+
+fn max_hashes() -> Within<1, 1024> {
+    Within::new(2)
+}
+
+fn access_life() -> HumanDuration {
+    HumanDuration::from_secs(3600)
+}
+
+fn refresh_life() -> HumanDuration {
+    HumanDuration::from_secs(30 * 86_400)
+}

@@ -1,0 +1,156 @@
+//! Step 2: a [`VerifiedToken`](gmah_shared::token::VerifiedToken) becomes a [`TenantContext`].
+//!
+//! The layer here stands before every route. It compares the token's host with the request's own, its generation
+//! with the catalog, and the organisation's status with what may be served; it gives the request its deadline; and
+//! on the way out it counts the response and writes the body of an error.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use gmah_shared::catalog::{Hit, Lookup, TenantDetail};
+use gmah_shared::hostname::Hostname;
+use gmah_shared::tenant::TenantStatus;
+use gmah_shared::token::VerifiedToken;
+use http::HeaderMap;
+use http::request::Parts;
+
+use crate::error::{ApiError, render};
+use crate::server::{App, DetailRow};
+
+/// The organisation that a request is for. Only the layer makes one.
+#[derive(Clone)]
+pub struct TenantContext {
+    app: Arc<App>,
+    detail: Hit<DetailRow>,
+}
+
+impl TenantContext {
+    /// Everything the process shares.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// What the catalog says of the organisation.
+    pub fn detail(&self) -> &TenantDetail {
+        &self.detail.0
+    }
+
+    /// Refuses unless the organisation has that module.
+    ///
+    /// # Errors
+    /// [`ApiError::ModuleDisabled`].
+    pub fn require_module(&self, key: &'static str) -> Result<(), ApiError> {
+        if self.detail().modules.iter().any(|m| m == key) {
+            Ok(())
+        } else {
+            Err(ApiError::ModuleDisabled(key))
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for TenantContext {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // Absent only on a route that somebody put outside the layer: then nothing is served.
+        parts.extensions.get::<Self>().cloned().ok_or(ApiError::InvalidTenantToken)
+    }
+}
+
+/// The layer before every route.
+pub async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let request_id = request_id(request.headers());
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let deadline = *app.config.api.request_timeout;
+    let handled = async {
+        let token = admit(&app, &request)?;
+        let context = resolve(&app, &token).await?;
+        let counters = app.metrics.tenant(&context.detail().tenant.slug);
+        request.extensions_mut().insert(context);
+        Ok((next.run(request).await, counters))
+    };
+    let (response, counters) = match tokio::time::timeout(deadline, handled).await {
+        Ok(Ok((response, counters))) => (response, Some(counters)),
+        Ok(Err(error)) => (ApiError::into_response(error), None),
+        Err(_) => (ApiError::Unavailable.into_response(), None),
+    };
+    if let Some(counters) = counters {
+        counters.response(response.status().as_u16());
+    }
+    app.metrics.route(&route, began.elapsed().as_secs_f64());
+    render(response, &request_id)
+}
+
+/// The token of a request, if it is for the request's own host.
+fn admit(app: &App, request: &Request) -> Result<Arc<VerifiedToken>, ApiError> {
+    let token = app.tokens.check(request.headers())?;
+    if own_host(request).as_ref() != Some(&token.host) {
+        tracing::debug!("tenant token is for another host");
+        app.metrics.token("refused");
+        return Err(ApiError::InvalidTenantToken);
+    }
+    Ok(token)
+}
+
+async fn resolve(app: &Arc<App>, token: &VerifiedToken) -> Result<TenantContext, ApiError> {
+    let detail = current(app, token).await?;
+    match detail.0.tenant.status {
+        TenantStatus::Active => Ok(TenantContext { app: app.clone(), detail }),
+        TenantStatus::Suspended => Err(ApiError::Suspended),
+        TenantStatus::Provisioning | TenantStatus::Maintenance => Err(ApiError::Unavailable),
+        TenantStatus::Deleted => Err(ApiError::InvalidTenantToken),
+    }
+}
+
+/// The catalog row of the token's organisation, at the token's generation.
+async fn current(app: &Arc<App>, token: &VerifiedToken) -> Result<Hit<DetailRow>, ApiError> {
+    let mut reloaded = false;
+    loop {
+        let detail = match app.catalog.get(&token.tenant).await {
+            Lookup::Found(detail) => detail,
+            Lookup::Unknown => return Err(ApiError::InvalidTenantToken),
+            Lookup::Unavailable => return Err(ApiError::Unavailable),
+        };
+        let known = detail.0.tenant.generation;
+        match token.generation.cmp(&known) {
+            std::cmp::Ordering::Equal => return Ok(detail),
+            std::cmp::Ordering::Less => return Err(ApiError::StaleGeneration(known)),
+            // The router heard of a change before we did: read once more.
+            std::cmp::Ordering::Greater if !reloaded => {
+                reloaded = true;
+                app.catalog.forget(&token.tenant);
+            }
+            std::cmp::Ordering::Greater => return Err(ApiError::Unavailable),
+        }
+    }
+}
+
+/// The authority of the request itself: one `Host`, or `:authority` of HTTP/2.
+fn own_host(request: &Request) -> Option<Hostname> {
+    let mut hosts = request.headers().get_all(http::header::HOST).iter();
+    let first = hosts.next();
+    if hosts.next().is_some() {
+        return None;
+    }
+    let raw = match (first, request.uri().authority()) {
+        (Some(host), _) => host.to_str().ok()?,
+        (None, Some(authority)) => authority.as_str(),
+        (None, None) => return None,
+    };
+    Hostname::parse_authority(raw).ok()
+}
+
+/// The router's request id, if it looks like one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get("x-request-id")
+        .and_then(|v| v.to_str().ok())
+        .filter(|id| {
+            !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        })
+        .map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}

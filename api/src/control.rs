@@ -1,0 +1,129 @@
+//! The control plane: creating organisations and changing them. Used by the command line; nothing here knows HTTP.
+//!
+//! Every step of [`provision`] may be killed and run again. What is created gets its name in the master first, and is
+//! adopted later only if it carries the organisation's mark.
+
+pub mod admins;
+pub mod keys;
+pub mod master;
+pub mod migrate;
+pub mod provision;
+pub mod seed;
+pub mod servers;
+pub mod template;
+pub mod tenants;
+
+mod journal;
+
+use gmah_shared::config::Settings;
+use gmah_shared::migrate::MigrateError;
+use gmah_shared::pg;
+use gmah_shared::secret::SecretError;
+use gmah_shared::tenant::TenantSlug;
+use tokio_postgres::Client;
+
+/// A session of the control plane: the settings and one connection to the master.
+pub struct Control {
+    /// What every role and command knows.
+    pub settings: Settings,
+    pub(crate) master: Client,
+}
+
+/// Why a command did not do what was asked. The sentences are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The request itself cannot be right: nothing was changed.
+    #[error("{0}")]
+    Usage(String),
+    /// It is right, but not here and now: nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no such organisation.
+    #[error("there is no organisation {0}")]
+    NoTenant(String),
+    /// The master or a server failed.
+    #[error("{what}: {}", reason(source))]
+    Database {
+        /// What was being done.
+        what: String,
+        /// What PostgreSQL said.
+        source: tokio_postgres::Error,
+    },
+    /// A migration failed.
+    #[error("{what}: {source}")]
+    Migrate {
+        /// Of what.
+        what: String,
+        /// Why.
+        source: MigrateError,
+    },
+    /// A sealed value did not open or close.
+    #[error("{0}")]
+    Secret(#[from] SecretError),
+    /// A password was not hashed.
+    #[error("{0}")]
+    Password(#[from] crate::auth::password::HashError),
+    /// A key was not made.
+    #[error("{0}")]
+    Key(#[from] gmah_shared::token::KeyError),
+    /// Something that should be ours is not.
+    #[error("{0}")]
+    Foreign(String),
+}
+
+fn reason(e: &tokio_postgres::Error) -> String {
+    match e.as_db_error() {
+        Some(db) => db.message().to_owned(),
+        None => std::error::Error::source(e).map_or_else(|| e.to_string(), |s| format!("{e}: {s}")),
+    }
+}
+
+/// Adds to an error what was being done.
+pub(crate) trait During<T> {
+    fn during(self, what: &str) -> Result<T, ControlError>;
+}
+
+impl<T> During<T> for Result<T, tokio_postgres::Error> {
+    fn during(self, what: &str) -> Result<T, ControlError> {
+        self.map_err(|source| ControlError::Database { what: what.to_owned(), source })
+    }
+}
+
+impl<T> During<T> for Result<T, MigrateError> {
+    fn during(self, what: &str) -> Result<T, ControlError> {
+        self.map_err(|source| ControlError::Migrate { what: what.to_owned(), source })
+    }
+}
+
+impl Control {
+    /// Connects to the master and brings its schema up to this binary.
+    ///
+    /// # Errors
+    /// [`ControlError`] when the master is away or its schema is ahead.
+    pub async fn open(settings: Settings) -> Result<Self, ControlError> {
+        let mut master = pg::connect(&settings.master, "gmah control").await.during("master database")?;
+        master::migrate(&mut master).await?;
+        Ok(Self { settings, master })
+    }
+}
+
+/// A slug as an operator typed it.
+///
+/// # Errors
+/// [`ControlError::Usage`] with the rule that it breaks.
+pub fn parse_slug(raw: &str) -> Result<TenantSlug, ControlError> {
+    TenantSlug::parse(raw).map_err(|e| ControlError::Usage(format!("{raw:?}: {e}")))
+}
+
+/// An e-mail address as an operator typed it, in lower case.
+///
+/// # Errors
+/// [`ControlError::Usage`].
+pub fn parse_email(raw: &str) -> Result<String, ControlError> {
+    let email = raw.trim().to_lowercase();
+    if crate::repo::users::is_email(&email) {
+        Ok(email)
+    } else {
+        Err(ControlError::Usage(format!("{raw:?} is not an e-mail address")))
+    }
+}

@@ -1,0 +1,209 @@
+//! PostgreSQL servers that hold organisations' databases.
+
+use std::time::Duration;
+
+use gmah_shared::config::Postgres;
+use gmah_shared::pg;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::{Control, ControlError, During as _};
+
+/// A server, without its password.
+#[derive(Debug, Clone, Serialize)]
+pub struct Server {
+    /// Id.
+    #[serde(skip)]
+    pub id: Uuid,
+    /// Name.
+    pub name: String,
+    /// Host, or folder of a Unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role that creates databases.
+    pub admin_user: String,
+    /// Most organisations on it.
+    pub max_databases: i32,
+    /// Organisations on it that are not deleted.
+    pub organizations: i64,
+}
+
+/// What a new server is.
+#[derive(Debug)]
+pub struct NewServer {
+    /// `[a-z][a-z0-9-]*`
+    pub name: String,
+    /// Host, or folder of a Unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role that may create databases and roles.
+    pub admin_user: String,
+    /// Its password.
+    pub admin_password: Option<SecretString>,
+    /// Most organisations on it.
+    pub max_databases: i32,
+}
+
+/// How the control plane enters a server.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) name: String,
+    pg: Postgres,
+}
+
+/// The group that owns nothing and may read and write organisations' tables; their roles belong to it.
+pub(crate) const TENANT_GROUP: &str = "gmah_tenant";
+
+impl Access {
+    /// A connection to one database of the server.
+    pub(crate) async fn connect(&self, database: &str) -> Result<Client, ControlError> {
+        let pg = Postgres { database: database.to_owned(), ..self.pg.clone() };
+        pg::connect(&pg, "gmah control").await.during(&format!("server {}, database {database}", self.name))
+    }
+}
+
+impl Control {
+    /// Adds a server, or changes where a known one is, after having entered it.
+    ///
+    /// # Errors
+    /// [`ControlError`] when it cannot be entered or its role may not create databases.
+    pub async fn add_server(&self, new: NewServer) -> Result<(), ControlError> {
+        let well_formed = new.name.len() <= 63
+            && new.name.starts_with(|c: char| c.is_ascii_lowercase())
+            && new.name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if !well_formed {
+            return Err(ControlError::Usage(format!(
+                "{:?}: a server's name begins with a letter and holds only a-z, 0-9 and hyphens",
+                new.name
+            )));
+        }
+        let access = Access {
+            name: new.name.clone(),
+            pg: postgres(&new.host, new.port, &new.admin_user, new.admin_password.clone()),
+        };
+        let client = access.connect("postgres").await?;
+        let may: bool = client
+            .query_one("select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user", &[])
+            .await
+            .during("asking the server what its role may do")?
+            .get(0);
+        if !may {
+            return Err(ControlError::Refused(format!(
+                "{} on server {} may not create databases and roles",
+                new.admin_user, new.name
+            )));
+        }
+        client
+            .batch_execute(&format!(
+                "do $$ begin create role {TENANT_GROUP} nologin; exception when duplicate_object then null; end $$"
+            ))
+            .await
+            .during("creating the tenants' group")?;
+        let sealed = new
+            .admin_password
+            .as_ref()
+            .map(|p| {
+                let context = format!("database_servers/{}", new.name);
+                self.settings.master_key.seal(&context, p.expose_secret().as_bytes())
+            })
+            .transpose()?;
+        self.master
+            .execute(
+                "insert into database_servers (name, host, port, admin_user, admin_password, max_databases)
+                 values ($1, $2, $3, $4, $5, $6)
+                 on conflict (name) do update set host = excluded.host, port = excluded.port,
+                     admin_user = excluded.admin_user, admin_password = excluded.admin_password,
+                     max_databases = excluded.max_databases",
+                &[&new.name, &new.host, &i32::from(new.port), &new.admin_user, &sealed, &new.max_databases],
+            )
+            .await
+            .during("adding the server")?;
+        Ok(())
+    }
+
+    /// Every server, by name.
+    ///
+    /// # Errors
+    /// [`ControlError`] when the master is away.
+    pub async fn servers(&self) -> Result<Vec<Server>, ControlError> {
+        let rows = self
+            .master
+            .query(
+                "select s.id, s.name, s.host, s.port, s.admin_user, s.max_databases,
+                     (select count(*) from organizations o where o.server_id = s.id and o.status <> 'deleted') as organizations
+                 from database_servers s order by s.name limit 10000",
+                &[],
+            )
+            .await
+            .during("listing servers")?;
+        Ok(rows
+            .iter()
+            .map(|r| Server {
+                id: r.get("id"),
+                name: r.get("name"),
+                host: r.get("host"),
+                port: u16::try_from(r.get::<_, i32>("port")).unwrap_or(0),
+                admin_user: r.get("admin_user"),
+                max_databases: r.get("max_databases"),
+                organizations: r.get("organizations"),
+            })
+            .collect())
+    }
+
+    /// The server for a new organisation: the named one, or the emptiest that has room.
+    pub(crate) async fn place(&self, name: Option<&str>) -> Result<Uuid, ControlError> {
+        let servers = self.servers().await?;
+        if servers.is_empty() {
+            return Err(ControlError::Refused("there is no database server yet: gmah server add".into()));
+        }
+        let candidates: Vec<_> = match name {
+            Some(name) => servers.into_iter().filter(|s| s.name == name).collect(),
+            None => servers,
+        };
+        if let (Some(name), true) = (name, candidates.is_empty()) {
+            return Err(ControlError::Refused(format!("there is no server {name}")));
+        }
+        candidates
+            .into_iter()
+            .filter(|s| s.organizations < i64::from(s.max_databases))
+            .min_by_key(|s| s.organizations)
+            .map(|s| s.id)
+            .ok_or_else(|| ControlError::Refused("no server has room for another organisation".into()))
+    }
+
+    /// How to enter a server.
+    pub(crate) async fn access(&self, id: Uuid) -> Result<Access, ControlError> {
+        let row = self
+            .master
+            .query_one(
+                "select name, host, port, admin_user, admin_password from database_servers where id = $1",
+                &[&id],
+            )
+            .await
+            .during("reading the server")?;
+        let name: String = row.get("name");
+        let sealed: Option<Vec<u8>> = row.get("admin_password");
+        let password = sealed
+            .map(|s| self.settings.master_key.open_text(&format!("database_servers/{name}"), &s))
+            .transpose()?;
+        let port = u16::try_from(row.get::<_, i32>("port")).unwrap_or(0);
+        let pg = postgres(&row.get::<_, String>("host"), port, &row.get::<_, String>("admin_user"), password);
+        Ok(Access { name, pg })
+    }
+}
+
+fn postgres(host: &str, port: u16, user: &str, password: Option<SecretString>) -> Postgres {
+    Postgres {
+        host: host.to_owned(),
+        port,
+        user: user.to_owned(),
+        password,
+        database: "postgres".into(),
+        max_connections: 1,
+        timeout: Duration::from_secs(10),
+    }
+}

@@ -1,0 +1,206 @@
+//! What a client may read of an error: one table from [`ApiError`] to status, code and title.
+//!
+//! Causes stay in the log. The body is `application/problem+json` (RFC 9457) and is written by [`render`], which
+//! knows the request id.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderName, StatusCode};
+
+use gmah_shared::tenant::Generation;
+
+use crate::db::DbError;
+use crate::pool::PoolError;
+
+/// Tells the router that its token is older than the catalog.
+pub const STALE_HEADER: HeaderName = HeaderName::from_static("x-gmah-stale");
+
+/// Every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// No valid `X-Tenant-Token`; which check failed is for the log.
+    InvalidTenantToken,
+    /// The token is older than the catalog, which is at this generation.
+    StaleGeneration(Generation),
+    /// The organisation is suspended.
+    Suspended,
+    /// Provisioning, maintenance, or no database, for now.
+    Unavailable,
+    /// No valid login.
+    Unauthenticated,
+    /// E-mail and password do not belong together; which of them is wrong is not said.
+    BadCredentials,
+    /// Logged in, but not allowed to.
+    Forbidden,
+    /// No such route, no such row, or a row of somebody else.
+    NotFound,
+    /// The route has no such method.
+    MethodNotAllowed,
+    /// The route belongs to a module that this organisation has not.
+    ModuleDisabled(&'static str),
+    /// Not JSON, or a parameter that cannot be read.
+    Malformed(String),
+    /// Readable, but breaks a rule: the field's path and the rule.
+    Invalid {
+        /// Path of the field, dotted.
+        field: String,
+        /// The rule.
+        message: String,
+    },
+    /// The body's media type is not JSON.
+    UnsupportedMediaType,
+    /// Over the limit of a body.
+    TooLarge,
+    /// The key was used for another request.
+    IdempotencyKeyReused,
+    /// The plan's number is reached.
+    PlanLimit {
+        /// Which number.
+        limit: &'static str,
+        /// What the plan allows.
+        allowed: i64,
+        /// What there is.
+        current: i64,
+        /// The plan.
+        plan: String,
+    },
+    /// Ours. The cause has been logged.
+    Internal,
+}
+
+impl ApiError {
+    /// Status, code and title.
+    pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::InvalidTenantToken => {
+                (StatusCode::UNAUTHORIZED, "invalid_tenant_token", "The request has no valid tenant token.")
+            }
+            Self::StaleGeneration(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "stale_generation", "Please try again.")
+            }
+            Self::Suspended => {
+                (StatusCode::FORBIDDEN, "organization_suspended", "This organisation is suspended.")
+            }
+            Self::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available right now.")
+            }
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "Please log in."),
+            Self::BadCredentials => {
+                (StatusCode::UNAUTHORIZED, "bad_credentials", "E-mail or password is wrong.")
+            }
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "You may not do this."),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is nothing here."),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This method is not allowed here.")
+            }
+            Self::ModuleDisabled(_) => {
+                (StatusCode::NOT_FOUND, "module_disabled", "This module is not enabled here.")
+            }
+            Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read."),
+            Self::Invalid { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request breaks a rule.")
+            }
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "The body must be application/json.",
+            ),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large."),
+            Self::IdempotencyKeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "This Idempotency-Key was used for another request.",
+            ),
+            Self::PlanLimit { .. } => {
+                (StatusCode::CONFLICT, "plan_limit_reached", "The plan's limit is reached.")
+            }
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong."),
+        }
+    }
+
+    /// Seconds after which another try makes sense.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self.parts().0 {
+            StatusCode::SERVICE_UNAVAILABLE => Some(1),
+            _ => None,
+        }
+    }
+
+    fn body(&self, request_id: &str) -> serde_json::Value {
+        let (status, code, title) = self.parts();
+        let mut body = serde_json::json!({
+            "type": format!("about:blank#{code}"), "title": title, "status": status.as_u16(), "code": code,
+            "request_id": request_id,
+        });
+        match self {
+            Self::Malformed(detail) => body["detail"] = detail.as_str().into(),
+            Self::Invalid { field, message } => {
+                body["field"] = field.as_str().into();
+                body["detail"] = message.as_str().into();
+            }
+            Self::ModuleDisabled(module) => body["module"] = (*module).into(),
+            Self::PlanLimit { limit, allowed, current, plan } => {
+                body["limit"] = (*limit).into();
+                body["allowed"] = (*allowed).into();
+                body["current"] = (*current).into();
+                body["plan"] = plan.as_str().into();
+            }
+            _ => {}
+        }
+        body
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// The body is left to [`render`], which every response passes.
+    fn into_response(self) -> Response {
+        let mut response = self.parts().0.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Writes the body of an error, if the response is one.
+pub fn render(response: Response, request_id: &str) -> Response {
+    let Some(error) = response.extensions().get::<ApiError>().cloned() else {
+        return response;
+    };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    parts.headers.remove(http::header::CONTENT_LENGTH);
+    if let Some(seconds) = error.retry_after() {
+        parts.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let ApiError::StaleGeneration(current) = &error {
+        parts.headers.insert(STALE_HEADER, HeaderValue::from(current.0));
+    }
+    Response::from_parts(parts, Body::from(error.body(request_id).to_string()))
+}
+
+impl From<PoolError> for ApiError {
+    fn from(error: PoolError) -> Self {
+        // Logged where it happened, with its tenant.
+        match error {
+            PoolError::Superseded(current) => Self::StaleGeneration(current),
+            PoolError::Queue
+            | PoolError::Wait
+            | PoolError::Resting
+            | PoolError::Connect(_)
+            | PoolError::WrongDatabase
+            | PoolError::Closed => Self::Unavailable,
+        }
+    }
+}
+
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
+        if error.is_unavailable() {
+            tracing::warn!(error = %error.chain(), "tenant database gave no answer");
+            Self::Unavailable
+        } else {
+            tracing::error!(error = %error.chain(), "tenant database refused a statement");
+            Self::Internal
+        }
+    }
+}

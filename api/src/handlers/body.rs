@@ -1,0 +1,54 @@
+//! JSON bodies: 400 when they cannot be read, 422 with the field's path when they break the type.
+
+use axum::extract::{FromRequest, Request};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+
+/// A parsed body, and the bytes that it was parsed from.
+pub struct Body<T> {
+    /// The value.
+    pub value: T,
+    /// As received.
+    pub raw: Bytes,
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let json = request.headers().get(http::header::CONTENT_TYPE).is_some_and(|v| {
+            let essence = v.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+            essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        });
+        if !json {
+            return Err(ApiError::UnsupportedMediaType);
+        }
+        let raw = Bytes::from_request(request, state).await.map_err(|e| {
+            if e.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
+                ApiError::TooLarge
+            } else {
+                ApiError::Malformed("the body ended early".into())
+            }
+        })?;
+        let mut de = serde_json::Deserializer::from_slice(&raw);
+        let value = serde_path_to_error::deserialize(&mut de).map_err(|e| {
+            let inner = e.inner();
+            if inner.is_data() {
+                // The library's sentence names fields and types, never values from elsewhere.
+                ApiError::Invalid { field: e.path().to_string(), message: strip_place(&inner.to_string()) }
+            } else {
+                ApiError::Malformed("the body is not valid JSON".into())
+            }
+        })?;
+        de.end().map_err(|_| ApiError::Malformed("the body goes on after its JSON value".into()))?;
+        Ok(Self { value, raw })
+    }
+}
+
+/// Cuts ` at line 1 column 7`, and bounds what an unknown field's name can bring in.
+fn strip_place(text: &str) -> String {
+    let text = text.rsplit_once(" at line ").map_or(text, |(head, _)| head);
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}

@@ -1,0 +1,171 @@
+//! Metrics of the api role. Labels are slugs of tenants that exist, route patterns, or words of this file.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gmah_shared::telemetry::names;
+use gmah_shared::tenant::TenantSlug;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::pool::PoolError;
+
+/// Every metric of the role.
+pub struct Metrics {
+    /// Where they are registered.
+    pub registry: Registry,
+    /// Connections that proved to be another database's.
+    pub identity_mismatches: IntCounter,
+    /// Token checks by result: `verified`, `remembered`, `refused`.
+    tokens: IntCounterVec,
+    tenant_requests: IntCounterVec,
+    pool_connections: IntGaugeVec,
+    pool_failures: IntCounterVec,
+    routes: HistogramVec,
+    /// Whether notices of change come in.
+    pub catalog_connected: IntGauge,
+    max_tenants: usize,
+    handles: Mutex<HashMap<TenantSlug, Arc<TenantCounters>>>,
+}
+
+/// The counters of one tenant, resolved once.
+pub struct TenantCounters {
+    by_class: [IntCounter; 5],
+}
+
+impl TenantCounters {
+    /// Counts a response.
+    pub fn response(&self, status: u16) {
+        self.by_class[names::class_index(status)].inc();
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When a name is taken, which is a fault of this file.
+    pub fn new(max_tenants: usize) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let metrics = Self {
+            identity_mismatches: IntCounter::new(
+                "gmah_api_identity_mismatches_total",
+                "Connections refused because the database was not the organisation's. Any is an alarm.",
+            )?,
+            tokens: IntCounterVec::new(
+                Opts::new("gmah_api_tokens_total", "Tenant tokens by result."),
+                &["result"],
+            )?,
+            tenant_requests: IntCounterVec::new(
+                Opts::new(names::API_TENANT_REQUESTS, "Requests by tenant and class of status."),
+                &[names::TENANT, "class"],
+            )?,
+            pool_connections: IntGaugeVec::new(
+                Opts::new(names::API_POOL_CONNECTIONS, "Connections of tenants' pools by state."),
+                &[names::TENANT, "state"],
+            )?,
+            pool_failures: IntCounterVec::new(
+                Opts::new("gmah_api_pool_failures_total", "Requests that got no connection, by reason."),
+                &["reason"],
+            )?,
+            routes: HistogramVec::new(
+                HistogramOpts::new("gmah_api_request_duration_seconds", "Time to answer, by route.")
+                    // From a cached read to the request deadline.
+                    .buckets(vec![
+                        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0,
+                    ]),
+                &["route"],
+            )?,
+            catalog_connected: IntGauge::new(
+                "gmah_catalog_listening",
+                "1 while notices of change come in from the master database.",
+            )?,
+            max_tenants,
+            handles: Mutex::default(),
+            registry,
+        };
+        let r = &metrics.registry;
+        r.register(Box::new(metrics.identity_mismatches.clone()))?;
+        r.register(Box::new(metrics.tokens.clone()))?;
+        r.register(Box::new(metrics.tenant_requests.clone()))?;
+        r.register(Box::new(metrics.pool_connections.clone()))?;
+        r.register(Box::new(metrics.pool_failures.clone()))?;
+        r.register(Box::new(metrics.routes.clone()))?;
+        r.register(Box::new(metrics.catalog_connected.clone()))?;
+        for result in ["verified", "remembered", "refused"] {
+            metrics.tokens.with_label_values(&[result]);
+        }
+        for reason in REASONS {
+            metrics.pool_failures.with_label_values(&[reason]);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts a token check.
+    pub fn token(&self, result: &'static str) {
+        self.tokens.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a request that got no connection.
+    pub fn pool_failures(&self, error: &PoolError) {
+        let reason = match error {
+            PoolError::Queue => "queue",
+            PoolError::Wait => "wait",
+            PoolError::Resting => "resting",
+            PoolError::Connect(_) => "connect",
+            PoolError::WrongDatabase => "wrong_database",
+            PoolError::Superseded(_) => "superseded",
+            PoolError::Closed => "closed",
+        };
+        self.pool_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// Seconds that a route took.
+    pub fn route(&self, route: &str, seconds: f64) {
+        self.routes.with_label_values(&[route]).observe(seconds);
+    }
+
+    /// The counters of a tenant; those beyond `metrics.max_tenants` share `_other`.
+    pub fn tenant(&self, slug: &TenantSlug) -> Arc<TenantCounters> {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counters) = handles.get(slug) {
+            return counters.clone();
+        }
+        let full = handles.len() >= self.max_tenants;
+        let label = if full { names::OTHER } else { slug.as_str() };
+        let counters = Arc::new(TenantCounters {
+            by_class: names::CLASSES.map(|class| self.tenant_requests.with_label_values(&[label, class])),
+        });
+        if !full {
+            handles.insert(slug.clone(), counters.clone());
+        }
+        counters
+    }
+
+    /// Sets the gauges of the pools, just before they are read.
+    pub fn pools(&self, connections: &[(String, usize, usize)]) {
+        self.pool_connections.reset();
+        let mut other = (0, 0);
+        for (n, (slug, idle, leased)) in connections.iter().enumerate() {
+            if n < self.max_tenants {
+                self.pool_gauge(slug, *idle, *leased);
+            } else {
+                other = (other.0 + idle, other.1 + leased);
+            }
+        }
+        if other != (0, 0) {
+            self.pool_gauge(names::OTHER, other.0, other.1);
+        }
+    }
+
+    fn pool_gauge(&self, label: &str, idle: usize, leased: usize) {
+        for (state, n) in [("idle", idle), ("leased", leased)] {
+            self.pool_connections
+                .with_label_values(&[label, state])
+                .set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+const REASONS: [&str; 7] = ["queue", "wait", "resting", "connect", "wrong_database", "superseded", "closed"];

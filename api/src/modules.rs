@@ -1,0 +1,100 @@
+//! What a module is, and the one place that lists them.
+//!
+//! `core` is everybody's; the others are on or off per organisation. A module brings its tables
+//! (`api/migrations/<key>/`) and its routes ([`crate::routes`]); a route of a module that is off answers 404
+//! `module_disabled`.
+
+use gmah_shared::migrate::{Migration, MigrationSet};
+
+/// One module.
+#[derive(Debug, Clone, Copy)]
+pub struct Module {
+    /// Key in the catalog, in the command line and in URLs of the documentation.
+    pub key: &'static str,
+    /// For people.
+    pub title: &'static str,
+    /// Its tables.
+    pub migrations: MigrationSet,
+}
+
+/// Free-loan societies.
+pub const LOANS: &str = "loans";
+/// Hospitals.
+pub const PATIENTS: &str = "patients";
+
+/// What every organisation has.
+pub const CORE: Module = Module {
+    key: "core",
+    title: "Users and sessions",
+    migrations: MigrationSet {
+        name: "core",
+        files: &[Migration {
+            version: 1,
+            name: "init",
+            sql: include_str!("../migrations/core/0001_init.sql"),
+        }],
+    },
+};
+
+/// What an organisation may have, in order of their keys.
+pub const OPTIONAL: &[Module] = &[
+    Module {
+        key: LOANS,
+        title: "Members, loans and payments of a free-loan society",
+        migrations: MigrationSet {
+            name: LOANS,
+            files: &[Migration {
+                version: 1,
+                name: "members",
+                sql: include_str!("../migrations/loans/0001_members.sql"),
+            }],
+        },
+    },
+    Module {
+        key: PATIENTS,
+        title: "Patients and hospitalizations of a hospital",
+        migrations: MigrationSet {
+            name: PATIENTS,
+            files: &[Migration {
+                version: 1,
+                name: "patients",
+                sql: include_str!("../migrations/patients/0001_patients.sql"),
+            }],
+        },
+    },
+];
+
+/// The module of a key.
+pub fn find(key: &str) -> Option<&'static Module> {
+    OPTIONAL.iter().find(|m| m.key == key)
+}
+
+/// The migrations of an organisation with those modules, `core` first. Keys that this binary does not know are left
+/// out: their tables stay as they are.
+pub fn migrations(keys: &[String]) -> Vec<&'static MigrationSet> {
+    let optional = OPTIONAL.iter().filter(|m| keys.iter().any(|k| k == m.key));
+    std::iter::once(&CORE.migrations).chain(optional.map(|m| &m.migrations)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_numbered_without_gaps() {
+        for module in std::iter::once(&CORE).chain(OPTIONAL) {
+            assert_eq!(module.key, module.migrations.name);
+            for (n, file) in module.migrations.files.iter().enumerate() {
+                assert_eq!(usize::try_from(file.version).expect("positive"), n + 1, "{}", module.key);
+            }
+        }
+        assert!(OPTIONAL.is_sorted_by_key(|m| m.key));
+    }
+
+    #[test]
+    fn core_comes_first_and_unknown_keys_are_left_out() {
+        let names: Vec<_> =
+            migrations(&["patients".into(), "nothing".into()]).iter().map(|s| s.name).collect();
+        assert_eq!(names, ["core", "patients"]);
+    }
+}

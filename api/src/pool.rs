@@ -1,0 +1,43 @@
+//! One bounded pool per tenant, one budget per PostgreSQL server.
+//!
+//! * A tenant never has more than `pool.max_per_tenant` connections; all tenants of a server together never more than
+//!   `pool.max_per_server`, counted until the server itself has closed its end.
+//! * When the budget is spent, the idle connection that was used longest ago is given up; leased ones never are.
+//! * A new connection is handed out only after it has proved to be the right database ([`proof`]).
+//! * Pools are keyed by organisation and generation: after a move or a restore the old pool is closed and never
+//!   handed out again. Nothing falls back to another pool.
+
+pub mod budget;
+pub mod connection;
+pub mod proof;
+pub mod registry;
+
+use gmah_shared::tenant::Generation;
+
+pub use registry::{Lease, Registry};
+
+/// Why there is no connection. None of these says anything to a client but "not now".
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// Too many requests of this tenant wait already.
+    #[error("the tenant's queue for connections is full")]
+    Queue,
+    /// No connection became free in time.
+    #[error("no connection became free in time")]
+    Wait,
+    /// A connect failed a moment ago.
+    #[error("connecting failed a moment ago")]
+    Resting,
+    /// Connecting failed.
+    #[error("connecting failed")]
+    Connect(#[source] connection::ConnectError),
+    /// The database is not this organisation's.
+    #[error("the database does not prove to be this organisation's")]
+    WrongDatabase,
+    /// The caller's catalog row is older than one that was seen.
+    #[error("a newer generation is known: {0}")]
+    Superseded(Generation),
+    /// The pool was closed while waiting.
+    #[error("the pool was closed")]
+    Closed,
+}

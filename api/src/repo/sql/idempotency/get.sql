@@ -1,0 +1,5 @@
+-- Primary key.
+select request_hash, status, body
+from idempotency_keys
+where user_id = $1 and key = $2
+limit 1

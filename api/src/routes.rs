@@ -1,0 +1,89 @@
+//! The whole route table on one screen.
+//!
+//! Every route stands behind [`crate::context::layer`]: no valid tenant token, no route. The isolation matrix of the
+//! tests goes through [`TABLE`] and fails when a route is missing from it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+
+use crate::context;
+use crate::error::ApiError;
+use crate::handlers::{auth, members, tenant};
+use crate::modules::LOANS;
+use crate::server::App;
+
+/// What must be true before a route answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A valid tenant token.
+    Tenant,
+    /// And a login.
+    User,
+}
+
+/// One route, for documentation and for the isolation matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// Method.
+    pub method: &'static str,
+    /// Path pattern.
+    pub path: &'static str,
+    /// Who may come in.
+    pub access: Access,
+    /// Module that it belongs to.
+    pub module: Option<&'static str>,
+}
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    access: Access,
+    module: Option<&'static str>,
+) -> Route {
+    Route { method, path, access, module }
+}
+
+/// Every route.
+pub const TABLE: &[Route] = &[
+    route("GET", "/api/v1/tenant", Access::Tenant, None),
+    route("POST", "/api/v1/auth/login", Access::Tenant, None),
+    route("POST", "/api/v1/auth/refresh", Access::Tenant, None),
+    route("POST", "/api/v1/auth/logout", Access::User, None),
+    route("GET", "/api/v1/auth/me", Access::User, None),
+    route("GET", "/api/v1/members", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/members", Access::User, Some(LOANS)),
+    route("GET", "/api/v1/members/{id}", Access::User, Some(LOANS)),
+];
+
+/// The service.
+pub fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for r in TABLE {
+        router = router.route(r.path, handler(r));
+    }
+    router
+        .fallback(|| async { ApiError::NotFound })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
+        .layer(from_fn_with_state(app.clone(), context::layer))
+        .with_state(app)
+}
+
+/// The handler of a row. A row without one does not get past the first test that builds the service.
+fn handler(r: &Route) -> MethodRouter<Arc<App>> {
+    match (r.method, r.path) {
+        ("GET", "/api/v1/tenant") => get(tenant::show),
+        ("POST", "/api/v1/auth/login") => post(auth::login),
+        ("POST", "/api/v1/auth/refresh") => post(auth::refresh),
+        ("POST", "/api/v1/auth/logout") => post(auth::logout),
+        ("GET", "/api/v1/auth/me") => get(auth::me),
+        ("GET", "/api/v1/members") => get(members::list),
+        ("POST", "/api/v1/members") => post(members::create),
+        ("GET", "/api/v1/members/{id}") => get(members::show),
+        (method, path) => panic!("no handler for {method} {path}"),
+    }
+}

@@ -1,0 +1,280 @@
+//! The role: sockets, layers, background tasks, shutdown.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use futures::FutureExt as _;
+use gmah_shared::catalog::listen::{self, Listeners};
+use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, TenantDetail};
+use gmah_shared::config::{Listen, Settings};
+use gmah_shared::pg;
+use gmah_shared::tasks::Tasks;
+use gmah_shared::tenant::TenantId;
+use gmah_shared::token::{AUDIENCE_API, Keyring, Verifier};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::auth::password::Hasher;
+use crate::config::ApiConfig;
+use crate::handlers::Cursors;
+use crate::metrics::Metrics;
+use crate::pool::Registry;
+use crate::token::TokenCheck;
+use crate::{admin, routes};
+
+/// What all requests share.
+pub struct App {
+    /// Configuration of the role.
+    pub config: ApiConfig,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Token check.
+    pub tokens: TokenCheck,
+    /// Organisations by id.
+    pub catalog: Cache<TenantId, DetailRow>,
+    /// Pools by organisation.
+    pub pools: Registry,
+    /// Password hashing.
+    pub hasher: Hasher,
+    /// Cursors of lists.
+    pub cursors: Cursors,
+    keyring: Arc<ArcSwap<Keyring>>,
+    draining: AtomicBool,
+}
+
+/// A catalog row, as the cache holds it.
+pub struct DetailRow(pub TenantDetail);
+
+impl Record for DetailRow {
+    fn id(&self) -> TenantId {
+        self.0.tenant.id
+    }
+
+    fn revision(&self) -> i64 {
+        self.0.tenant.revision
+    }
+}
+
+/// Why the role did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{key} = {address}: {source}")]
+    Bind {
+        /// Key of the configuration.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The pool of the master.
+    #[error("master pool: {0}")]
+    Pool(#[from] deadpool_postgres::BuildError),
+    /// A metric.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// A running role.
+pub struct RunningApi {
+    /// Where routers reach it.
+    pub address: SocketAddr,
+    /// Where metrics and health are.
+    pub admin: SocketAddr,
+    app: Arc<App>,
+    tasks: Tasks,
+}
+
+impl App {
+    /// Whether requests can be served.
+    pub fn is_ready(&self) -> bool {
+        !self.draining.load(Ordering::Acquire) && !self.keyring.load().is_empty()
+    }
+}
+
+/// Starts the role on the current runtime. It serves when this returns; without the master it serves 503 until the
+/// keys have been read.
+///
+/// # Errors
+/// [`StartError`] when an address is taken or the configuration makes no pool.
+pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi, StartError> {
+    let listener = bind("api.listen", config.api.listen).await?;
+    let admin_listener = bind("api.admin", config.api.admin).await?;
+    let address = local(&listener, config.api.listen);
+    let admin_address = local(&admin_listener, config.api.admin);
+
+    let metrics = Arc::new(Metrics::new(settings.metrics_max_tenants)?);
+    let store = Store::new(
+        pg::pool(&settings.master, "gmah api catalog")?,
+        settings.master_key.clone(),
+        *settings.catalog.load_timeout,
+    );
+    let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
+    let loader = {
+        let store = store.clone();
+        Box::new(move |id: &TenantId| store.detail(*id).map(|r| r.map(|d| d.map(DetailRow))).boxed())
+    };
+    let cache_metrics = CacheMetrics::register(&metrics.registry, "tenants")?;
+    let app = Arc::new(App {
+        tokens: TokenCheck::new(Verifier::new(keyring.clone(), AUDIENCE_API), metrics.clone()),
+        catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
+        pools: Registry::new(config.pool.clone(), metrics.clone()),
+        hasher: Hasher::new(config.api.max_password_hashes.get()),
+        cursors: Cursors::new(&settings.master_key.derive("cursors")),
+        keyring,
+        draining: AtomicBool::new(false),
+        metrics,
+        config,
+    });
+    let tasks = Tasks::new();
+    background(&tasks, &app, &store, settings);
+    let max = app.config.api.max_connections.get();
+    tasks.spawn("api-listener", serve(listener, routes::router(app.clone()), tasks.clone(), max));
+    tasks.spawn("api-admin-listener", serve(admin_listener, admin::router(app.clone()), tasks.clone(), 64));
+    tracing::info!(%address, admin = %admin_address, "api serves");
+    Ok(RunningApi { address, admin: admin_address, app, tasks })
+}
+
+impl RunningApi {
+    /// What the role holds, for tests and for the composition of roles.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Readiness off, no new connections, requests in flight finish, pools close.
+    pub async fn stop(self) {
+        self.app.draining.store(true, Ordering::Release);
+        let grace = *self.app.config.api.drain_timeout;
+        self.tasks.stop(grace).await;
+        self.app.pools.close();
+        tracing::info!("api stopped");
+    }
+}
+
+fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings) {
+    let reload = Arc::new(Notify::new());
+    let connected = Arc::new(AtomicBool::new(false));
+    let listeners = Listeners {
+        caches: vec![
+            Arc::new(app.catalog.clone()) as Arc<dyn Invalidate>,
+            Arc::new(PoolsOf(app.pools.clone())),
+        ],
+        on_keys: {
+            let reload = reload.clone();
+            Box::new(move || reload.notify_one())
+        },
+        connected: connected.clone(),
+    };
+    tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
+    tasks.spawn_forever("pool-reaper", app.pools.clone().reap());
+    let (app, store) = (app.clone(), store.clone());
+    tasks.spawn_forever("keyring", async move {
+        loop {
+            match store.keyring(false).await {
+                Ok(ring) => {
+                    app.keyring.store(Arc::new(ring));
+                    app.tokens.forget();
+                }
+                Err(e) => tracing::warn!(error = %e, "signing keys not read"),
+            }
+            app.metrics.catalog_connected.set(i64::from(connected.load(Ordering::Acquire)));
+            let pause = if app.keyring.load().is_empty() { KEYS_RETRY } else { KEYS_EVERY };
+            // Woken by a notice or by the clock; it rereads everything either way.
+            let _ = tokio::time::timeout(pause, reload.notified()).await;
+        }
+    });
+}
+
+/// How often keys are read again even if no notice came.
+const KEYS_EVERY: Duration = Duration::from_secs(20);
+const KEYS_RETRY: Duration = Duration::from_millis(250);
+
+/// A pool whose organisation changed is closed by its next use, which brings the new row; a deleted one has no next
+/// use and is reaped. Nothing to do at the notice but to let idle connections of a possibly fenced database go.
+struct PoolsOf(Registry);
+
+impl Invalidate for PoolsOf {
+    fn invalidate(&self, id: TenantId) {
+        self.0.drop_pool(id);
+    }
+
+    fn invalidate_all(&self) {}
+}
+
+async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { key, address, source })
+}
+
+fn local(listener: &TcpListener, configured: Listen) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+/// Accepts until told to stop; each connection finishes its request in flight.
+async fn serve(listener: TcpListener, router: Router, tasks: Tasks, max_connections: usize) {
+    let places = Arc::new(Semaphore::new(max_connections));
+    let stop = tasks.token().clone();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            // Losing this arm loses at most a place that was not used.
+            accepted = async {
+                let place = places.clone().acquire_owned().await;
+                (listener.accept().await, place)
+            } => accepted,
+        };
+        match accepted {
+            (Ok((stream, _)), Ok(place)) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                tasks.spawn("api-connection", async move {
+                    connection(stream, router, stop).await;
+                    drop(place);
+                });
+            }
+            (Err(e), _) => {
+                // Out of file descriptors, most likely: let some connections end.
+                tracing::warn!(error = %e, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            (Ok(_), Err(_)) => return,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: tokio_util::sync::CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(64 * 1024)
+        .max_headers(128);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(served);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            done = &mut served => {
+                if let Err(e) = done {
+                    tracing::debug!(error = %e, "connection ended");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// How long a router's connection may stay idle or take for a request header; longer than routers keep theirs.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);

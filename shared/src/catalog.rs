@@ -1,0 +1,84 @@
+//! What a tenant is to the other crates, read from the master database and kept close.
+//!
+//! * [`store`]: SQL against the master, one indexed query per question.
+//! * [`cache`]: a bounded cache in front of it, with single flight, a negative side of its own, and a stated limit to
+//!   how stale an answer may be.
+//! * [`listen`]: notices of change, with a probe that shows when they stop coming.
+
+pub mod cache;
+pub mod listen;
+pub mod store;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+
+use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
+
+pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
+pub use store::{Store, StoreError};
+
+/// What the edge needs to know of a tenant. Small: a router keeps every one that it has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// Organisation id.
+    pub id: TenantId,
+    /// Slug.
+    pub slug: TenantSlug,
+    /// Where it stands in its life.
+    pub status: TenantStatus,
+    /// Raised by every change of placement or status.
+    pub generation: Generation,
+    /// Raised by every change of anything.
+    pub revision: i64,
+}
+
+/// Everything that the api and the control plane need to know.
+#[derive(Debug, Clone)]
+pub struct TenantDetail {
+    /// What the edge knows as well.
+    pub tenant: Tenant,
+    /// Display name.
+    pub name: String,
+    /// Key of its plan.
+    pub plan: String,
+    /// Most members by plan or override; none means unlimited.
+    pub max_members: Option<i64>,
+    /// Modules that are switched on, in order of their names.
+    pub modules: Vec<String>,
+    /// Overrides of the plan's numbers.
+    pub limits: serde_json::Value,
+    /// Branding and business settings.
+    pub settings: serde_json::Value,
+    /// Where its data is.
+    pub placement: Placement,
+}
+
+/// Where an organisation's database is, and how the api enters it.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// PostgreSQL server, by its name in the master.
+    pub server: Arc<str>,
+    /// Host of that server.
+    pub host: String,
+    /// Port of that server.
+    pub port: u16,
+    /// Database.
+    pub database: String,
+    /// Role that the api connects as.
+    pub role: String,
+    /// Its password, opened.
+    pub password: SecretString,
+    /// Number that the identity row of the database must show (rule 5).
+    pub number: i32,
+}
+
+impl Placement {
+    /// Whether two placements are one and the same database, entered in the same way.
+    pub fn is_same(&self, other: &Self) -> bool {
+        use secrecy::ExposeSecret as _;
+        (&self.server, &self.host, self.port, &self.database, &self.role, self.number)
+            == (&other.server, &other.host, other.port, &other.database, &other.role, other.number)
+            && self.password.expose_secret() == other.password.expose_secret()
+    }
+}

@@ -1,0 +1,395 @@
+//! A bounded cache in front of the master.
+//!
+//! * A hit is synchronous: no await, no lock that a load holds.
+//! * One load per key, however many wait; it runs on its own and does not die with the request that began it.
+//! * A notice for an organisation ends every entry of it at once, through a flag that its entries share; a load that
+//!   began before the notice is not kept.
+//! * Unknown names live in a cache of their own, so that a flood of them evicts nobody; a notice ends all of them.
+//! * With the master away, entries are served until `max_stale` after they were last confirmed, unless a notice
+//!   had ended them: what is known to have changed is never guessed.
+
+mod flight;
+mod recent;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use futures::future::BoxFuture;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use super::StoreError;
+use crate::config::CatalogSettings;
+use crate::tenant::TenantId;
+use flight::Flights;
+use recent::Recent;
+
+/// What can be cached: it belongs to an organisation and has a revision.
+pub trait Record: Send + Sync + 'static {
+    /// The organisation that a notice would name.
+    fn id(&self) -> TenantId;
+    /// Grows with every change.
+    fn revision(&self) -> i64;
+}
+
+/// Reads one key from the master. `None` says that there is no such thing.
+pub type Loader<K, V> = Box<dyn Fn(&K) -> BoxFuture<'static, Result<Option<V>, StoreError>> + Send + Sync>;
+
+/// Something that hears of changes.
+pub trait Invalidate: Send + Sync {
+    /// That organisation changed.
+    fn invalidate(&self, id: TenantId);
+    /// Anything may have changed: every entry is confirmed before its next use.
+    fn invalidate_all(&self);
+}
+
+/// An answer.
+pub enum Lookup<V> {
+    /// Known, and as fresh as the notices and the TTL make it, or stale within `max_stale`.
+    Found(Hit<V>),
+    /// There is no such name.
+    Unknown,
+    /// The master gave no answer and nothing usable is held.
+    Unavailable,
+}
+
+/// A cached value.
+pub struct Hit<V>(Arc<Entry<V>>);
+
+impl<V> Deref for Hit<V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        &self.0.value
+    }
+}
+
+impl<V> Clone for Hit<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Entry<V> {
+    value: V,
+    /// Shared by all entries of one organisation.
+    current: Arc<AtomicBool>,
+    /// When the master last said so.
+    confirmed: Instant,
+    /// Of which resync.
+    epoch: u64,
+}
+
+/// Counters of one cache. `cache` is the label.
+#[derive(Clone)]
+pub struct CacheMetrics {
+    hits: IntCounter,
+    negative_hits: IntCounter,
+    stale: IntCounter,
+    unavailable: IntCounter,
+    waits: IntCounter,
+    loads: IntCounter,
+    load_errors: IntCounter,
+    not_kept: IntCounter,
+    regressed: IntCounter,
+    entries: IntGauge,
+}
+
+impl CacheMetrics {
+    /// Registers `gmah_catalog_lookups_total{cache,result}` and its neighbours.
+    ///
+    /// # Errors
+    /// When the names are taken.
+    pub fn register(registry: &Registry, cache: &str) -> Result<Self, prometheus::Error> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("cache", cache);
+        let lookups = IntCounterVec::new(
+            opts("gmah_catalog_lookups_total", "Lookups in the catalog cache by result."),
+            &["result"],
+        )?;
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let c = IntCounter::with_opts(opts(name, help))?;
+            registry.register(Box::new(c.clone()))?;
+            Ok(c)
+        };
+        let entries = IntGauge::with_opts(opts("gmah_catalog_entries", "Names held by the catalog cache."))?;
+        registry.register(Box::new(lookups.clone()))?;
+        registry.register(Box::new(entries.clone()))?;
+        Ok(Self {
+            hits: lookups.with_label_values(&["hit"]),
+            negative_hits: lookups.with_label_values(&["negative"]),
+            stale: lookups.with_label_values(&["stale"]),
+            unavailable: lookups.with_label_values(&["unavailable"]),
+            waits: lookups.with_label_values(&["wait"]),
+            loads: counter("gmah_catalog_loads_total", "Queries to the master database for one name.")?,
+            load_errors: counter("gmah_catalog_load_errors_total", "Such queries that gave no answer.")?,
+            not_kept: counter(
+                "gmah_catalog_loads_not_kept_total",
+                "Answers that a notice overtook while they were read.",
+            )?,
+            regressed: counter(
+                "gmah_catalog_regressions_total",
+                "Answers older than one seen before: the master was restored from a backup.",
+            )?,
+            entries,
+        })
+    }
+}
+
+/// The cache. Cheap to clone.
+pub struct Cache<K, V>(Arc<Inner<K, V>>);
+
+impl<K, V> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Inner<K, V> {
+    settings: CatalogSettings,
+    load: Loader<K, V>,
+    positive: moka::sync::Cache<K, Arc<Entry<V>>>,
+    /// Value: the epoch of negatives in which it was learned.
+    negative: moka::sync::Cache<K, u64>,
+    negative_epoch: AtomicU64,
+    resync_epoch: AtomicU64,
+    /// One flag per organisation that has entries.
+    flags: Mutex<HashMap<TenantId, Arc<AtomicBool>>>,
+    recent: Mutex<Recent>,
+    flights: Flights<K, V>,
+    /// Until when the master is left alone, in milliseconds after `start`.
+    resting_until: AtomicU64,
+    start: Instant,
+    runtime: tokio::runtime::Handle,
+    metrics: CacheMetrics,
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Record,
+{
+    /// A cache whose loads run on the current runtime.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(settings: CatalogSettings, load: Loader<K, V>, metrics: CacheMetrics) -> Self {
+        let positive = moka::sync::Cache::builder()
+            .max_capacity(settings.max_entries.get() as u64)
+            .time_to_live(*settings.max_stale)
+            .build();
+        let negative = moka::sync::Cache::builder()
+            .max_capacity(settings.max_negative.get() as u64)
+            .time_to_live(*settings.negative_ttl)
+            .build();
+        Self(Arc::new(Inner {
+            flights: Flights::new(settings.max_loads.get()),
+            settings,
+            load,
+            positive,
+            negative,
+            negative_epoch: AtomicU64::new(0),
+            resync_epoch: AtomicU64::new(0),
+            flags: Mutex::default(),
+            recent: Mutex::default(),
+            resting_until: AtomicU64::new(0),
+            start: Instant::now(),
+            runtime: tokio::runtime::Handle::current(),
+            metrics,
+        }))
+    }
+
+    /// The answer that is at hand, if it may be used without asking. Never waits.
+    pub fn peek(&self, key: &K) -> Option<Hit<V>> {
+        let inner = &*self.0;
+        let entry = inner.positive.get(key)?;
+        let fresh = inner.is_current(&entry) && entry.confirmed.elapsed() < *inner.settings.ttl;
+        if fresh {
+            inner.metrics.hits.inc();
+            Some(Hit(entry))
+        } else {
+            None
+        }
+    }
+
+    /// The answer, from the master if need be. Waits at most the load time-out.
+    pub async fn get(&self, key: &K) -> Lookup<V> {
+        if let Some(hit) = self.peek(key) {
+            return Lookup::Found(hit);
+        }
+        let inner = &self.0;
+        if inner.negative.get(key) == Some(inner.negative_epoch.load(Ordering::Acquire)) {
+            inner.metrics.negative_hits.inc();
+            return Lookup::Unknown;
+        }
+        if inner.is_resting() {
+            return inner.without_master(key);
+        }
+        let joined = {
+            let work = self.clone();
+            let key = key.clone();
+            inner.flights.join(&key.clone(), inner.recent_seq(), &inner.runtime, move |seq| async move {
+                work.load(key, seq).await
+            })
+        };
+        let Some(mut flight) = joined else {
+            return inner.without_master(key);
+        };
+        inner.metrics.waits.inc();
+        match flight.wait().await {
+            Some(flight::Outcome::Found(entry)) => Lookup::Found(Hit(entry)),
+            Some(flight::Outcome::Unknown) => Lookup::Unknown,
+            Some(flight::Outcome::Failed) | None => inner.without_master(key),
+        }
+    }
+
+    /// Forgets one key, so that the next use asks the master.
+    pub fn forget(&self, key: &K) {
+        if let Some(entry) = self.0.positive.remove(key) {
+            self.invalidate(entry.value.id());
+        }
+        self.0.negative.invalidate(key);
+    }
+
+    async fn load(self, key: K, seq: u64) -> flight::Outcome<V> {
+        let inner = &*self.0;
+        inner.metrics.loads.inc();
+        let epoch = inner.resync_epoch.load(Ordering::Acquire);
+        let negative_epoch = inner.negative_epoch.load(Ordering::Acquire);
+        let asked = tokio::time::timeout(*inner.settings.load_timeout, (inner.load)(&key)).await;
+        let answer = asked.unwrap_or(Err(StoreError::Timeout));
+        match answer {
+            Ok(Some(value)) => inner.keep(key, value, epoch, seq),
+            Ok(None) => {
+                inner.positive.invalidate(&key);
+                inner.negative.insert(key, negative_epoch);
+                flight::Outcome::Unknown
+            }
+            Err(error) => {
+                inner.metrics.load_errors.inc();
+                tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
+                inner.rest();
+                flight::Outcome::Failed
+            }
+        }
+    }
+}
+
+impl<K, V> Inner<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Record,
+{
+    fn is_current(&self, entry: &Entry<V>) -> bool {
+        entry.current.load(Ordering::Acquire) && entry.epoch == self.resync_epoch.load(Ordering::Acquire)
+    }
+
+    fn recent_seq(&self) -> u64 {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).seq()
+    }
+
+    /// Keeps an answer unless a notice overtook it or it is older than what is known.
+    fn keep(&self, key: K, value: V, epoch: u64, seq: u64) -> flight::Outcome<V> {
+        let id = value.id();
+        if let Some(held) = self.positive.get(&key)
+            && held.value.id() == id
+            && held.value.revision() > value.revision()
+        {
+            self.metrics.regressed.inc();
+            self.metrics.load_errors.inc();
+            let (found, known) = (value.revision(), held.value.revision());
+            tracing::error!(error = %StoreError::Regressed { found, known }, "catalog: not believed");
+            return flight::Outcome::Failed;
+        }
+        // Under the lock that a notice takes first: either the notice is seen here, or it sees the flag made here.
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let overtaken = recent.touched_since(id, seq);
+        let current = if overtaken {
+            Arc::new(AtomicBool::new(false))
+        } else {
+            let mut flags = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
+            if flags.len() > 2 * self.settings.max_entries.get() {
+                flags.retain(|_, flag| Arc::strong_count(flag) > 1);
+            }
+            flags.entry(id).or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
+        };
+        let entry = Arc::new(Entry { value, current, confirmed: Instant::now(), epoch });
+        if overtaken {
+            self.metrics.not_kept.inc();
+        } else {
+            self.positive.insert(key, entry.clone());
+            self.metrics.entries.set(self.positive.entry_count() as i64);
+        }
+        drop(recent);
+        flight::Outcome::Found(entry)
+    }
+
+    fn without_master(&self, key: &K) -> Lookup<V> {
+        match self.positive.get(key) {
+            Some(entry)
+                if entry.current.load(Ordering::Acquire)
+                    && entry.confirmed.elapsed() < *self.settings.max_stale =>
+            {
+                self.metrics.stale.inc();
+                Lookup::Found(Hit(entry))
+            }
+            _ => {
+                self.metrics.unavailable.inc();
+                Lookup::Unavailable
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_resting(&self) -> bool {
+        self.now_ms() < self.resting_until.load(Ordering::Acquire)
+    }
+
+    fn rest(&self) {
+        let pause = u64::try_from(self.settings.retry_after_error.as_millis()).unwrap_or(u64::MAX);
+        self.resting_until.store(self.now_ms().saturating_add(pause), Ordering::Release);
+    }
+}
+
+impl<K, V> Invalidate for Cache<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Record,
+{
+    fn invalidate(&self, id: TenantId) {
+        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.touch(id);
+        if let Some(flag) = self.0.flags.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
+            flag.store(false, Ordering::Release);
+        }
+        self.0.negative_epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn invalidate_all(&self) {
+        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.touch_all();
+        self.0.resync_epoch.fetch_add(1, Ordering::AcqRel);
+        self.0.negative_epoch.fetch_add(1, Ordering::AcqRel);
+        // The master was just reached, so there is no reason to leave it alone any longer.
+        self.0.resting_until.store(0, Ordering::Release);
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

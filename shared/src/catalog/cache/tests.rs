@@ -1,0 +1,232 @@
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::config::{HumanDuration, Within};
+
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    id: TenantId,
+    revision: i64,
+    text: &'static str,
+}
+
+impl Record for Row {
+    fn id(&self) -> TenantId {
+        self.id
+    }
+
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+}
+
+/// A master whose table, state and speed the test holds.
+#[derive(Default)]
+struct Master {
+    rows: Mutex<HashMap<String, Row>>,
+    away: AtomicBool,
+    queries: AtomicUsize,
+    /// When set, an answer is read first and handed out only with a permit.
+    gate: Mutex<Option<Arc<Semaphore>>>,
+}
+
+fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> {
+    let m = master.clone();
+    let load: Loader<String, Row> = Box::new(move |key: &String| {
+        let (m, key) = (m.clone(), key.clone());
+        Box::pin(async move {
+            m.queries.fetch_add(1, Ordering::SeqCst);
+            if m.away.load(Ordering::SeqCst) {
+                return Err(StoreError::Timeout);
+            }
+            let row = m.rows.lock().expect("lock").get(&key).cloned();
+            let gate = m.gate.lock().expect("lock").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
+            Ok(row)
+        })
+    });
+    Cache::new(settings, load, CacheMetrics::register(&Registry::new(), "test").expect("metrics"))
+}
+
+fn quick() -> CatalogSettings {
+    CatalogSettings {
+        ttl: HumanDuration::from_millis(60),
+        max_stale: HumanDuration::from_millis(600),
+        retry_after_error: HumanDuration::from_millis(1),
+        ..CatalogSettings::default()
+    }
+}
+
+fn put(master: &Master, key: &str, row: &Row) {
+    master.rows.lock().expect("lock").insert(key.into(), row.clone());
+}
+
+fn row(revision: i64, text: &'static str) -> Row {
+    Row { id: TenantId::generate(), revision, text }
+}
+
+fn text(lookup: &Lookup<Row>) -> &'static str {
+    match lookup {
+        Lookup::Found(hit) => hit.text,
+        Lookup::Unknown => "unknown",
+        Lookup::Unavailable => "unavailable",
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c04_two_hundred_first_requests_make_one_query() {
+    let master = Arc::new(Master::default());
+    put(&master, "paris", &row(1, "v1"));
+    let gate = Arc::new(Semaphore::new(0));
+    *master.gate.lock().expect("lock") = Some(gate.clone());
+    let cache = cache(&master, CatalogSettings::default());
+    let asks: Vec<_> = (0..200)
+        .map(|_| {
+            let cache = cache.clone();
+            crate::tasks::detach("ask", async move { text(&cache.get(&"paris".to_owned()).await) })
+        })
+        .collect();
+    while master.queries.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(1000);
+    for ask in asks {
+        assert_eq!(ask.await.expect("joined"), "v1");
+    }
+    assert_eq!(master.queries.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn c05_a_load_that_a_notice_overtook_is_not_kept() {
+    let master = Arc::new(Master::default());
+    let old = row(1, "old");
+    put(&master, "paris", &old);
+    let gate = Arc::new(Semaphore::new(0));
+    *master.gate.lock().expect("lock") = Some(gate.clone());
+    let cache = cache(&master, CatalogSettings::default());
+    let key = "paris".to_owned();
+    let first = {
+        let (cache, key) = (cache.clone(), key.clone());
+        crate::tasks::detach("first", async move { text(&cache.get(&key).await) })
+    };
+    while master.queries.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The old row has been read; now it changes, and the notice comes before the answer.
+    put(&master, "paris", &Row { revision: 2, text: "new", ..old.clone() });
+    cache.invalidate(old.id);
+    let second = {
+        let (cache, key) = (cache.clone(), key.clone());
+        crate::tasks::detach("second", async move { text(&cache.get(&key).await) })
+    };
+    while master.queries.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(100);
+    assert_eq!(first.await.expect("joined"), "old", "asked before the change");
+    assert_eq!(second.await.expect("joined"), "new", "asked after it: did not join the old load");
+    assert_eq!(text(&cache.get(&key).await), "new");
+}
+
+#[tokio::test]
+async fn a_notice_ends_every_name_of_an_organisation_and_every_negative() {
+    let master = Arc::new(Master::default());
+    let r = row(1, "v1");
+    put(&master, "paris", &r);
+    put(&master, "www.paris.example", &r);
+    let cache = cache(&master, CatalogSettings::default());
+    let keys = ["paris".to_owned(), "www.paris.example".to_owned(), "nice".to_owned()];
+    for key in &keys {
+        cache.get(key).await;
+        cache.get(key).await;
+    }
+    assert_eq!(master.queries.load(Ordering::SeqCst), 3);
+    for key in &keys[..2] {
+        put(&master, key, &Row { revision: 2, text: "v2", ..r.clone() });
+    }
+    put(&master, "nice", &row(3, "nice"));
+    cache.invalidate(r.id);
+    assert_eq!(text(&cache.get(&keys[0]).await), "v2");
+    assert_eq!(text(&cache.get(&keys[1]).await), "v2");
+    assert_eq!(text(&cache.get(&keys[2]).await), "nice");
+}
+
+#[tokio::test]
+async fn c07_r13_without_the_master_known_names_last_max_stale_and_unknown_ones_fail() {
+    let master = Arc::new(Master::default());
+    put(&master, "paris", &row(1, "v1"));
+    let cache = cache(&master, quick());
+    let (paris, nobody) = ("paris".to_owned(), "nobody".to_owned());
+    assert_eq!(text(&cache.get(&paris).await), "v1");
+    master.away.store(true, Ordering::SeqCst);
+    cache.invalidate_all();
+    assert_eq!(text(&cache.get(&paris).await), "v1", "stale, within the limit");
+    assert_eq!(text(&cache.get(&nobody).await), "unavailable");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(text(&cache.get(&paris).await), "unavailable", "past the limit");
+    master.away.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(text(&cache.get(&paris).await), "v1");
+    assert_eq!(text(&cache.get(&nobody).await), "unknown", "the failure was not remembered as an absence");
+}
+
+#[tokio::test]
+async fn what_is_known_to_have_changed_is_never_guessed() {
+    let master = Arc::new(Master::default());
+    let r = row(1, "active");
+    put(&master, "paris", &r);
+    let cache = cache(&master, quick());
+    let paris = "paris".to_owned();
+    cache.get(&paris).await;
+    master.away.store(true, Ordering::SeqCst);
+    cache.invalidate(r.id);
+    assert_eq!(text(&cache.get(&paris).await), "unavailable");
+}
+
+#[tokio::test]
+async fn q12_an_older_master_is_not_believed() {
+    let master = Arc::new(Master::default());
+    let r = row(10, "new");
+    put(&master, "paris", &r);
+    let cache = cache(&master, quick());
+    let paris = "paris".to_owned();
+    cache.get(&paris).await;
+    put(&master, "paris", &Row { revision: 4, text: "restored", ..r });
+    cache.invalidate_all();
+    assert_eq!(text(&cache.get(&paris).await), "new", "served as stale, within its limit");
+}
+
+#[tokio::test]
+async fn r12_unknown_names_evict_nobody_and_loads_are_bounded() {
+    let master = Arc::new(Master::default());
+    put(&master, "paris", &row(1, "v1"));
+    let settings = CatalogSettings {
+        max_entries: Within::new(10),
+        max_negative: Within::new(100),
+        max_loads: Within::new(4),
+        ..CatalogSettings::default()
+    };
+    let cache = cache(&master, settings);
+    let paris = "paris".to_owned();
+    cache.get(&paris).await;
+    for n in 0..5000 {
+        cache.get(&format!("r{n}")).await;
+    }
+    cache.0.negative.run_pending_tasks();
+    assert!(cache.0.negative.entry_count() <= 100);
+    assert!(cache.peek(&paris).is_some());
+    *master.gate.lock().expect("lock") = Some(Arc::new(Semaphore::new(0)));
+    for n in 0..4 {
+        let cache = cache.clone();
+        crate::tasks::detach("blocked", async move { cache.get(&format!("slow{n}")).await });
+    }
+    while cache.0.flights.len() < 4 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(text(&cache.get(&"one more".to_owned()).await), "unavailable");
+}

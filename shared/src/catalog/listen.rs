@@ -1,0 +1,142 @@
+//! Notices of change: `LISTEN gmah_catalog` on a direct connection.
+//!
+//! A connection that looks alive may be deaf (a lost packet filter state, a pooler in between), so the listener
+//! sends a notice to itself now and then; no echo in time means reconnect. After every (re)connect everything is
+//! confirmed again, because what was said meanwhile is lost. Without notices the TTL of the caches is the floor.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_postgres::{AsyncMessage, NoTls};
+
+use super::Invalidate;
+use crate::config::Postgres;
+use crate::pg;
+use crate::tenant::TenantId;
+
+/// How often the listener proves to itself that it hears.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// How long an echo may take.
+const ECHO_WITHIN: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts to connect.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const PROBE: &str = "select pg_notify('gmah_catalog', $1)";
+/// Notices that may queue up; beyond it the reader falls behind and starts over.
+const QUEUE: usize = 16_384;
+
+/// What is told of changes.
+pub struct Listeners {
+    /// Caches by organisation.
+    pub caches: Vec<Arc<dyn Invalidate>>,
+    /// Called when the signing keys changed, and after every (re)connect.
+    pub on_keys: Box<dyn Fn() + Send + Sync>,
+    /// Whether notices are coming in.
+    pub connected: Arc<AtomicBool>,
+}
+
+/// Listens for as long as the program runs.
+pub async fn run(master: Postgres, listeners: Listeners) -> Infallible {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let began = Instant::now();
+        let ended = session(&master, &listeners).await;
+        listeners.connected.store(false, Ordering::Release);
+        match ended {
+            Ok(()) => tracing::warn!("catalog: the connection that listens for changes ended"),
+            Err(e) => tracing::warn!(error = %e, "catalog: not listening for changes"),
+        }
+        pause = if began.elapsed() > BACKOFF_MAX { Duration::from_millis(50) } else { pause };
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ListenError {
+    #[error("{0}")]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("no answer in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+    #[error("no echo of the probe: the connection is deaf")]
+    Deaf,
+}
+
+async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenError> {
+    let config = pg::client_config(master, "gmah catalog listener");
+    let (client, mut connection) = tokio::time::timeout(ECHO_WITHIN, config.connect(NoTls)).await??;
+    let (tx, mut notices) = mpsc::channel::<String>(QUEUE);
+    let driver = crate::tasks::detach("catalog-listener-connection", async move {
+        loop {
+            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                // A full queue ends the session: the next one starts over with everything.
+                Some(Ok(AsyncMessage::Notification(n))) => {
+                    if tx.try_send(n.payload().to_owned()).is_err() {
+                        return;
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            }
+        }
+    });
+    let _ends_with_session = AbortOnDrop(driver);
+    tokio::time::timeout(ECHO_WITHIN, client.batch_execute("listen gmah_catalog")).await??;
+    // From here on nothing is missed; what came before is confirmed anew.
+    listeners.caches.iter().for_each(|c| c.invalidate_all());
+    (listeners.on_keys)();
+    listeners.connected.store(true, Ordering::Release);
+    tracing::info!("catalog: listening for changes");
+
+    let me = format!("probe {}", uuid::Uuid::new_v4());
+    let mut probe_at = Instant::now() + PROBE_EVERY;
+    let mut echo_by: Option<Instant> = None;
+    loop {
+        let wake = echo_by.unwrap_or(probe_at);
+        tokio::select! {
+            notice = notices.recv() => match notice {
+                None => return Ok(()),
+                Some(text) if text == me => {
+                    echo_by = None;
+                    probe_at = Instant::now() + PROBE_EVERY;
+                }
+                Some(text) => heard(&text, listeners),
+            },
+            // Losing this arm loses nothing: both deadlines are kept outside.
+            () = tokio::time::sleep_until(wake) => {
+                if echo_by.is_some() {
+                    return Err(ListenError::Deaf);
+                }
+                tokio::time::timeout(ECHO_WITHIN, client.execute(PROBE, &[&me])).await??;
+                echo_by = Some(Instant::now() + ECHO_WITHIN);
+            }
+        }
+    }
+}
+
+fn heard(text: &str, listeners: &Listeners) {
+    match text {
+        "keys" => (listeners.on_keys)(),
+        "*" => listeners.caches.iter().for_each(|c| c.invalidate_all()),
+        // Another listener's probe.
+        probe if probe.starts_with("probe ") => {}
+        id => match TenantId::parse(id) {
+            Ok(id) => listeners.caches.iter().for_each(|c| c.invalidate(id)),
+            Err(_) => {
+                tracing::warn!("catalog: a notice that names nothing; everything is confirmed anew");
+                listeners.caches.iter().for_each(|c| c.invalidate_all());
+            }
+        },
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,225 @@
+//! SQL against the master database.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool, PoolError};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{Placement, Tenant, TenantDetail};
+use crate::hostname::Hostname;
+use crate::secret::{MasterKey, SecretError};
+use crate::tenant::{Generation, TenantId, TenantSlug};
+use crate::token::{Keyring, SigningKey, VerifyingKey};
+
+/// Reads the catalog. Cheap to clone; every question has a deadline.
+#[derive(Clone)]
+pub struct Store {
+    pool: Pool,
+    key: MasterKey,
+    timeout: Duration,
+}
+
+/// Why the master gave no answer. None of these says anything about the tenant that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection within the deadline.
+    #[error("master database: no connection")]
+    Pool(#[source] PoolError),
+    /// The query failed.
+    #[error("master database: query failed")]
+    Query(#[source] tokio_postgres::Error),
+    /// No answer within the deadline.
+    #[error("master database: no answer in time")]
+    Timeout,
+    /// A row that breaks the rules of its table.
+    #[error("master database: row is not valid: {0}")]
+    Row(String),
+    /// A sealed value did not open.
+    #[error("master database: {0}")]
+    Secret(#[from] SecretError),
+    /// An older revision than was seen before: the master was restored from a backup.
+    #[error("master database: revision {found} is older than {known}, which was seen before")]
+    Regressed {
+        /// Revision that was read.
+        found: i64,
+        /// Revision that is known.
+        known: i64,
+    },
+}
+
+impl Store {
+    /// A store over a pool of the master; `timeout` bounds each question.
+    pub fn new(pool: Pool, key: MasterKey, timeout: Duration) -> Self {
+        Self { pool, key, timeout }
+    }
+
+    /// The pool, for other questions to the master.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The key that seals.
+    pub fn master_key(&self) -> &MasterKey {
+        &self.key
+    }
+
+    /// The tenant of a slug, unless deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the master gave no answer.
+    pub fn by_slug(&self, slug: TenantSlug) -> BoxFuture<'static, Result<Option<Tenant>, StoreError>> {
+        let this = self.clone();
+        async move { this.one(BY_SLUG, &[&slug.as_str()], edge).await }.boxed()
+    }
+
+    /// The tenant that holds a custom domain, unless deleted.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`].
+    pub fn by_domain(&self, host: Hostname) -> BoxFuture<'static, Result<Option<Tenant>, StoreError>> {
+        let this = self.clone();
+        async move { this.one(BY_DOMAIN, &[&host.as_str()], edge).await }.boxed()
+    }
+
+    /// Everything about a tenant, unless deleted.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`], and when its password does not open.
+    pub fn detail(&self, id: TenantId) -> BoxFuture<'static, Result<Option<TenantDetail>, StoreError>> {
+        let this = self.clone();
+        async move {
+            let key = this.key.clone();
+            this.one(DETAIL, &[&id.as_uuid()], move |row| detail(row, &key)).await
+        }
+        .boxed()
+    }
+
+    /// The keys that sign and verify tokens. With `private`, the signing key is opened as well.
+    ///
+    /// # Errors
+    /// As [`Store::detail`].
+    pub async fn keyring(&self, private: bool) -> Result<Keyring, StoreError> {
+        // A handful of rows: one active key, one to come, and those whose tokens may still live.
+        let rows = self.many(KEYS, &[]).await?;
+        let mut signing = None;
+        let mut verifying = Vec::new();
+        for row in &rows {
+            let kid: String = row.get("kid");
+            let odd = |e: crate::token::KeyError| StoreError::Row(format!("signing key {kid}: {e}"));
+            if private && row.get::<_, String>("state") == "active" {
+                let der = self.key.open(&format!("signing_keys/{kid}"), row.get("private_key"))?;
+                signing = Some(SigningKey::from_pkcs8(&der).map_err(odd)?);
+            }
+            verifying.push(VerifyingKey::from_bytes(row.get("public_key")).map_err(odd)?);
+        }
+        Ok(Keyring::new(signing, verifying))
+    }
+
+    /// Whether the master answers at all.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.many("select 1", &[]).await.map(drop)
+    }
+
+    async fn one<T>(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        read: impl FnOnce(&Row) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let rows = self.many(sql, params).await?;
+        rows.first().map(read).transpose()
+    }
+
+    async fn many(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+        let asked = async {
+            let client = self.pool.get().await.map_err(StoreError::Pool)?;
+            let held = Broken(Some(client));
+            let client = held.client();
+            let statement = client.prepare_cached(sql).await.map_err(StoreError::Query)?;
+            let rows = client.query(&statement, params).await.map_err(StoreError::Query)?;
+            held.whole();
+            Ok(rows)
+        };
+        tokio::time::timeout(self.timeout, asked).await.map_err(|_| StoreError::Timeout)?
+    }
+}
+
+/// A connection that is thrown away unless its question was answered: after a time-out nobody knows what it still
+/// has to say.
+struct Broken(Option<Object>);
+
+impl Broken {
+    fn client(&self) -> &Object {
+        self.0.as_ref().expect("held until dropped")
+    }
+
+    fn whole(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            drop(Object::take(client));
+        }
+    }
+}
+
+fn edge(row: &Row) -> Result<Tenant, StoreError> {
+    let slug: String = row.get("slug");
+    let status: String = row.get("status");
+    Ok(Tenant {
+        id: TenantId::from_uuid(row.get("id")),
+        slug: TenantSlug::parse(&slug).map_err(|e| StoreError::Row(format!("{slug}: {e}")))?,
+        status: status.parse().map_err(|e| StoreError::Row(format!("{slug}: {e}")))?,
+        generation: Generation(row.get("generation")),
+        revision: row.get("revision"),
+    })
+}
+
+fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
+    let tenant = edge(row)?;
+    let password = key.open_text(&format!("organizations/{}/role", tenant.id), row.get("role_password"))?;
+    Ok(TenantDetail {
+        name: row.get("name"),
+        plan: row.get("plan"),
+        max_members: row.get("max_members"),
+        modules: row.get("modules"),
+        limits: row.get("limits"),
+        settings: row.get("settings"),
+        placement: Placement {
+            server: row.get::<_, String>("server").into(),
+            host: row.get("host"),
+            port: u16::try_from(row.get::<_, i32>("port"))
+                .map_err(|_| StoreError::Row(format!("{}: port", tenant.slug)))?,
+            database: row.get("database_name"),
+            role: row.get("role_name"),
+            password,
+            number: row.get("placement"),
+        },
+        tenant,
+    })
+}
+
+/// Index: organizations_slug.
+const BY_SLUG: &str = "select id, slug, status, generation, revision from organizations
+    where slug = $1 and status <> 'deleted'";
+
+/// Indexes: organization_domains_held, then the primary key of organizations.
+const BY_DOMAIN: &str = "select o.id, o.slug, o.status, o.generation, o.revision
+    from organization_domains d join organizations o on o.id = d.organization_id
+    where d.hostname = $1 and d.status = 'active' and o.status <> 'deleted'";
+
+/// Indexes: primary keys.
+const DETAIL: &str = include_str!("detail.sql");
+
+/// A few rows in all. A retired key verifies for as long as tokens that it signed can live, and some.
+const KEYS: &str = "select kid, state, public_key, private_key from signing_keys
+    where state <> 'retired' or retired_at > now() - interval '5 minutes' order by kid";

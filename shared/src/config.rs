@@ -1,0 +1,452 @@
+//! Configuration: one strict TOML file for every role and command.
+//!
+//! An unknown key is an error, a missing file is an error, and every error names file, line and key. Durations are
+//! text with a unit (`"250ms"`). Secrets are never in the file: `…_file` names a file, `…_env` a variable. Relative
+//! paths are relative to the folder of the configuration file. Loading opens no socket.
+//!
+//! The sections `router` and `api` belong to those crates, which parse them through [`ConfigFile::parse`].
+
+mod types;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::hostname::Hostname;
+use crate::secret::{MasterKey, SecretError};
+use crate::telemetry::LogFormat;
+
+pub use types::{HumanDuration, Within};
+
+/// Sections and keys that the top level of the file may have.
+const TOP_LEVEL: &[&str] = &[
+    "base_domain",
+    "public_https_port",
+    "neutral_hosts",
+    "platform_host",
+    "default_modules",
+    "log",
+    "master",
+    "secrets",
+    "catalog",
+    "metrics",
+    "router",
+    "api",
+    "pool",
+];
+
+/// A file that has been read, and whose top level holds known names only.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    path: PathBuf,
+    text: String,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type or range.
+    #[error("{}:{line}: {key}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Key with its section.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// What every role and command needs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Organisations are reached at `SLUG.base_domain`.
+    pub base_domain: Hostname,
+    /// Port of HTTPS as browsers see it; written into redirects.
+    pub public_https_port: u16,
+    /// Hosts on which `X-Tenant-ID` and `?tenant=` decide. Default: `app.BASE`.
+    pub neutral_hosts: Vec<Hostname>,
+    /// The platform's own host, which is no tenant. Default: `admin.BASE`.
+    pub platform_host: Hostname,
+    /// Modules of a new organisation when none are named.
+    pub default_modules: Vec<String>,
+    /// How the program logs.
+    pub log: Log,
+    /// The master database.
+    pub master: Postgres,
+    /// Seals what the master keeps secret.
+    pub master_key: MasterKey,
+    /// Bounds of the catalog cache.
+    pub catalog: CatalogSettings,
+    /// How many tenants get series of their own; the rest are counted under `_other`.
+    pub metrics_max_tenants: usize,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+    /// Filter in the syntax of `tracing-subscriber`. Default `info`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".into() }
+    }
+}
+
+/// How to reach a PostgreSQL database.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Name, address, or the folder of a Unix socket (beginning with `/`).
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Password, if the server asks for one.
+    pub password: Option<SecretString>,
+    /// Database.
+    pub database: String,
+    /// Most connections of one process to it.
+    pub max_connections: usize,
+    /// Deadline for connecting, and for each statement.
+    pub timeout: Duration,
+}
+
+/// `[catalog]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CatalogSettings {
+    /// After this long an entry is read again even if no notice came. Longer: fewer queries, and later news when
+    /// notices are lost. Default 60 s.
+    pub ttl: HumanDuration,
+    /// With the master away, known tenants are served for at most this long after they were last confirmed.
+    /// Default 10 min.
+    pub max_stale: HumanDuration,
+    /// How long an unknown name is remembered. Default 10 s.
+    pub negative_ttl: HumanDuration,
+    /// Most known names. Default 200,000.
+    pub max_entries: Within<1, 100_000_000>,
+    /// Most unknown names. Default 20,000.
+    pub max_negative: Within<1, 10_000_000>,
+    /// Most names being read at once; beyond it a name is answered as if the master were away. Default 256.
+    pub max_loads: Within<1, 10_000>,
+    /// Deadline for reading one name. Default 2 s.
+    pub load_timeout: HumanDuration,
+    /// After a failed read, how long the master is left alone. Default 500 ms.
+    pub retry_after_error: HumanDuration,
+}
+
+impl Default for CatalogSettings {
+    fn default() -> Self {
+        Self {
+            ttl: HumanDuration::from_secs(60),
+            max_stale: HumanDuration::from_secs(600),
+            negative_ttl: HumanDuration::from_secs(10),
+            max_entries: Within::new(200_000),
+            max_negative: Within::new(20_000),
+            max_loads: Within::new(256),
+            load_timeout: HumanDuration::from_secs(2),
+            retry_after_error: HumanDuration::from_millis(500),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawSettings {
+    base_domain: Hostname,
+    #[serde(default = "default_https_port")]
+    public_https_port: Within<1, 65535>,
+    neutral_hosts: Option<Vec<Hostname>>,
+    platform_host: Option<Hostname>,
+    #[serde(default)]
+    default_modules: Vec<String>,
+    #[serde(default)]
+    log: Log,
+    master: toml::Spanned<RawPostgres>,
+    secrets: toml::Spanned<RawSecrets>,
+    #[serde(default)]
+    catalog: CatalogSettings,
+    #[serde(default)]
+    metrics: RawMetrics,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPostgres {
+    host: String,
+    #[serde(default = "default_pg_port")]
+    port: Within<1, 65535>,
+    user: String,
+    password_file: Option<PathBuf>,
+    password_env: Option<String>,
+    database: String,
+    #[serde(default = "default_master_connections")]
+    max_connections: Within<1, 1000>,
+    #[serde(default = "default_pg_timeout")]
+    timeout: HumanDuration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSecrets {
+    master_key_file: Option<PathBuf>,
+    master_key_env: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMetrics {
+    max_tenants: Within<0, 1_000_000>,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { max_tenants: Within::new(1000) }
+    }
+}
+
+fn default_https_port() -> Within<1, 65535> {
+    Within::new(443)
+}
+
+fn default_pg_port() -> Within<1, 65535> {
+    Within::new(5432)
+}
+
+fn default_master_connections() -> Within<1, 1000> {
+    Within::new(4)
+}
+
+fn default_pg_timeout() -> HumanDuration {
+    HumanDuration::from_secs(5)
+}
+
+impl ConfigFile {
+    /// Reads a file and checks its top level.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it is not there, not TOML, or has a section nobody knows.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let file = Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), text };
+        let table = toml::de::DeTable::parse(&file.text).map_err(|e| file.invalid(&e))?;
+        for key in table.get_ref().keys() {
+            if !TOP_LEVEL.contains(&key.get_ref().as_ref()) {
+                return Err(file.at(key.span().start, key.get_ref(), "unknown key"));
+            }
+        }
+        Ok(file)
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Deserializes the whole file into a type that takes the sections it owns.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the place of the first fault.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        toml::from_str(&self.text).map_err(|e| self.invalid(&e))
+    }
+
+    /// What every role needs.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the place of the first fault.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        let raw: RawSettings = self.parse()?;
+        let under_base = |label: &str| {
+            Hostname::parse(&format!("{label}.{}", raw.base_domain))
+                .map_err(|e| self.at(0, "base_domain", &e.to_string()))
+        };
+        let master_at = raw.master.span().start;
+        let secrets_at = raw.secrets.span().start;
+        let master = raw.master.into_inner();
+        let secrets = raw.secrets.into_inner();
+        let key_text = self
+            .secret(secrets_at, "secrets.master_key", secrets.master_key_file, secrets.master_key_env)?
+            .ok_or_else(|| self.at(secrets_at, "secrets", "master_key_file or master_key_env is required"))?;
+        let master_key = MasterKey::parse(&key_text)
+            .map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
+        Ok(Settings {
+            neutral_hosts: match raw.neutral_hosts {
+                Some(hosts) => hosts,
+                None => vec![under_base("app")?],
+            },
+            platform_host: match raw.platform_host {
+                Some(host) => host,
+                None => under_base("admin")?,
+            },
+            base_domain: raw.base_domain,
+            public_https_port: raw.public_https_port.get() as u16,
+            default_modules: raw.default_modules,
+            log: raw.log,
+            master: Postgres {
+                host: master.host,
+                port: master.port.get() as u16,
+                user: master.user,
+                password: self.secret(
+                    master_at,
+                    "master.password",
+                    master.password_file,
+                    master.password_env,
+                )?,
+                database: master.database,
+                max_connections: master.max_connections.get(),
+                timeout: *master.timeout,
+            },
+            master_key,
+            catalog: raw.catalog,
+            metrics_max_tenants: raw.metrics.max_tenants.get(),
+        })
+    }
+
+    /// A path of the configuration, relative to its file.
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        match self.path.parent() {
+            Some(parent) => parent.join(path),
+            None => path.to_owned(),
+        }
+    }
+
+    /// An error at a byte of the file.
+    pub fn at(&self, offset: usize, key: &str, message: &str) -> ConfigError {
+        let line = self.text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
+        ConfigError::Invalid { path: self.path.clone(), line, key: key.into(), message: message.into() }
+    }
+
+    fn secret(
+        &self,
+        at: usize,
+        key: &str,
+        file: Option<PathBuf>,
+        env: Option<String>,
+    ) -> Result<Option<SecretString>, ConfigError> {
+        match (file, env) {
+            (Some(_), Some(_)) => Err(self.at(at, key, "give a file or a variable, not both")),
+            (None, None) => Ok(None),
+            (Some(file), None) => {
+                let path = self.resolve(&file);
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|e| self.at(at, key, &format!("{}: {e}", path.display())))?;
+                Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+            }
+            (None, Some(name)) => match std::env::var(&name) {
+                Ok(text) => Ok(Some(text.into())),
+                Err(_) => Err(self.at(at, key, &format!("variable {name} is not set"))),
+            },
+        }
+    }
+
+    fn invalid(&self, e: &toml::de::Error) -> ConfigError {
+        let offset = e.span().map_or(0, |s| s.start);
+        self.at(offset, &self.key_at(offset), e.message())
+    }
+
+    /// The key whose line holds the offset, with its section: good enough to find it, the line says the rest.
+    fn key_at(&self, offset: usize) -> String {
+        let before = self.text.get(..offset).unwrap_or("");
+        let line_start = before.rfind('\n').map_or(0, |n| n + 1);
+        let line = self.text[line_start..].lines().next().unwrap_or("");
+        let section = self.text[..line_start]
+            .lines()
+            .rev()
+            .find_map(|l| l.trim().strip_prefix('[')?.strip_suffix(']').map(str::to_owned));
+        let key = line.split('=').next().unwrap_or("").trim().trim_matches(['[', ']']);
+        match section {
+            Some(section) if !line.trim_start().starts_with('[') => format!("{section}.{key}"),
+            _ if key.is_empty() => "file".into(),
+            _ => key.to_owned(),
+        }
+    }
+}
+
+/// An address to listen on; port 0 picks a free one.
+pub type Listen = SocketAddr;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().expect("dir");
+        let key = dir.path().join("key");
+        std::fs::write(&key, secrecy::ExposeSecret::expose_secret(&MasterKey::generate_text())).expect("key");
+        let path = dir.path().join("gmah.toml");
+        std::fs::write(&path, text).expect("file");
+        ConfigFile::load(&path)
+            .and_then(|f| f.settings())
+            .map_err(|e| e.to_string().replace(&dir.path().display().to_string(), ""))
+    }
+
+    const GOOD: &str = r#"
+base_domain = "GMAH.com."
+[master]
+host = "127.0.0.1"
+user = "gmah"
+database = "gmah_master"
+[secrets]
+master_key_file = "key"
+[catalog]
+max_stale = "5m"
+"#;
+
+    #[test]
+    fn defaults_and_normal_forms() {
+        let s = load(GOOD).expect("loads");
+        assert_eq!(s.base_domain.as_str(), "gmah.com");
+        assert_eq!(s.neutral_hosts[0].as_str(), "app.gmah.com");
+        assert_eq!(s.platform_host.as_str(), "admin.gmah.com");
+        assert_eq!(*s.catalog.max_stale, Duration::from_secs(300));
+        assert_eq!((s.public_https_port, s.master.port), (443, 5432));
+    }
+
+    #[test]
+    fn every_fault_names_file_line_and_key() {
+        let cases = [
+            ("host = \"127.0.0.1\"", "hosst = \"127.0.0.1\"", "/gmah.toml:4: master.hosst: unknown field"),
+            ("\"5m\"", "\"5\"", "/gmah.toml:10: catalog.max_stale:"),
+            ("\"5m\"", "5", "/gmah.toml:10: catalog.max_stale:"),
+            ("\"GMAH.com.\"", "\"127.0.0.1\"", "/gmah.toml:2: base_domain: an IP address"),
+            ("[catalog]", "[catalogue]", "/gmah.toml:9: catalogue: unknown key"),
+            ("\"key\"", "\"nothere\"", "secrets.master_key: /nothere"),
+            ("user = \"gmah\"", "user = 7", "/gmah.toml:5: master.user: invalid type"),
+            ("user = \"gmah\"", "user = \"gmah\"\nport = 70000", "master.port"),
+            ("user = \"gmah\"", "user = \"gmah\"\npassword_env = \"GMAH_NOT_SET\"", "GMAH_NOT_SET"),
+            ("user = \"gmah\"", "user = \"gmah\"\npassword = \"x\"", "unknown field"),
+            ("[master]", "[master", "/gmah.toml:3:"),
+        ];
+        for (from, to, want) in cases {
+            let seen = load(&GOOD.replace(from, to)).expect_err(to);
+            assert!(seen.contains(want), "{to}: {seen}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error() {
+        let e = ConfigFile::load(Path::new("/nowhere/gmah.toml")).expect_err("missing");
+        assert!(e.to_string().starts_with("/nowhere/gmah.toml:"));
+    }
+}

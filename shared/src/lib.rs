@@ -1,0 +1,29 @@
+//! What the router and the api agree on.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`hostname`] | the one normaliser of host names |
+//! | [`tenant`] | ids, slugs, status, generation |
+//! | [`token`] | the signed header between router and backends |
+//! | [`catalog`] | what a tenant is, read from the master database and cached |
+//! | [`config`] | strict TOML, secrets, durations |
+//! | [`migrate`] | plain SQL migrations, for the master and for tenants |
+//! | [`pg`] | connections to PostgreSQL |
+//! | [`secret`] | encryption of what the master must keep but never show |
+//! | [`tasks`] | named background tasks and their end |
+//! | [`telemetry`] | log setup, metric names |
+//!
+//! A thing enters this crate only when both roles need it, or when the command line needs it together with one of
+//! them. No pingora and no axum here: the dependency policy refuses both.
+#![warn(missing_docs)]
+
+pub mod catalog;
+pub mod config;
+pub mod hostname;
+pub mod migrate;
+pub mod pg;
+pub mod secret;
+pub mod tasks;
+pub mod telemetry;
+pub mod tenant;
+pub mod token;

@@ -1,0 +1,300 @@
+//! Plain SQL migrations: numbered, checksummed, run once, in order.
+//!
+//! Each set belongs to the code that needs it and is handed in. One advisory lock per database keeps two runners
+//! apart; `lock_timeout` keeps a runner from stopping the tenant's traffic. A file runs in a transaction of its own
+//! unless its first line is `-- gmah: no-transaction` (for `CREATE INDEX CONCURRENTLY`). Applied files are immutable:
+//! a changed one is refused, as is a database that is ahead of this binary.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+/// One file.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    /// Number, from 1, without gaps.
+    pub version: i32,
+    /// What it does, for the report.
+    pub name: &'static str,
+    /// The statements.
+    pub sql: &'static str,
+}
+
+/// The files of one owner.
+#[derive(Debug, Clone, Copy)]
+pub struct MigrationSet {
+    /// Name of the owner: `master`, or a module.
+    pub name: &'static str,
+    /// In order of their numbers.
+    pub files: &'static [Migration],
+}
+
+/// How a run behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Runs everything in one transaction and rolls it back.
+    pub dry_run: bool,
+    /// Longest wait for a lock on a table.
+    pub lock_timeout: Duration,
+    /// Longest wait for another runner.
+    pub runner_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { dry_run: false, lock_timeout: Duration::from_secs(5), runner_timeout: Duration::from_secs(60) }
+    }
+}
+
+/// A file that ran, or in a dry run would have.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Applied {
+    /// Set.
+    pub set: &'static str,
+    /// Number.
+    pub version: i32,
+    /// Name.
+    pub name: &'static str,
+}
+
+/// Why a run stopped. What had been applied before stays applied.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A file failed and was rolled back.
+    #[error("{set}/{version:04}_{name}: {}", describe(source))]
+    Failed {
+        /// Set.
+        set: &'static str,
+        /// Number.
+        version: i32,
+        /// Name.
+        name: &'static str,
+        /// What PostgreSQL said.
+        source: tokio_postgres::Error,
+    },
+    /// An applied file is not the one that was applied.
+    #[error("{set}/{version:04} was changed after it had been applied")]
+    Changed {
+        /// Set.
+        set: &'static str,
+        /// Number.
+        version: i32,
+    },
+    /// The database has migrations that this binary does not know.
+    #[error("{set} is at version {found}, this program knows {known}")]
+    Ahead {
+        /// Set.
+        set: &'static str,
+        /// Highest version in the database.
+        found: i32,
+        /// Highest version here.
+        known: i32,
+    },
+    /// Another runner holds the lock.
+    #[error("another migration of this database is running")]
+    Busy,
+    /// Around the files.
+    #[error("{}", describe(.0))]
+    Database(#[from] tokio_postgres::Error),
+}
+
+fn describe(e: &tokio_postgres::Error) -> String {
+    e.as_db_error().map_or_else(|| e.to_string(), |d| format!("{} ({})", d.message(), d.code().code()))
+}
+
+/// Key of the advisory lock: `gmah` in ASCII.
+const LOCK: i64 = 0x676d_6168;
+
+impl MigrationSet {
+    /// Highest version of the set.
+    pub fn latest(&self) -> i32 {
+        self.files.last().map_or(0, |f| f.version)
+    }
+}
+
+/// A short name for exactly these files: the name of a template database that was made of them.
+pub fn fingerprint(sets: &[&MigrationSet]) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for set in sets {
+        context.update(set.name.as_bytes());
+        for file in set.files {
+            context.update(&file.version.to_be_bytes());
+            context.update(file.sql.as_bytes());
+        }
+    }
+    context.finish().as_ref()[..6].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Brings a database up to the sets, in their order.
+///
+/// # Errors
+/// [`MigrateError`]; files before the failing one stay applied, except in a dry run.
+pub async fn run(
+    client: &mut Client,
+    sets: &[&MigrationSet],
+    options: Options,
+) -> Result<Vec<Applied>, MigrateError> {
+    lock(client, options.runner_timeout).await?;
+    let result = run_locked(client, sets, options).await;
+    // The lock dies with the session anyway; a failed unlock must not hide the result.
+    let unlocked = client.execute("select pg_advisory_unlock($1)", &[&LOCK]).await;
+    if let Err(e) = unlocked {
+        tracing::debug!(error = %e, "advisory lock not released by hand");
+    }
+    result
+}
+
+/// What is pending, without running or locking anything.
+///
+/// # Errors
+/// As [`run`], for changed files and databases that are ahead.
+pub async fn pending(client: &Client, sets: &[&MigrationSet]) -> Result<Vec<Applied>, MigrateError> {
+    let done = applied(client).await?;
+    let mut out = Vec::new();
+    for set in sets {
+        out.extend(missing(set, &done)?.into_iter().map(|f| entry(set, f)));
+    }
+    Ok(out)
+}
+
+async fn run_locked(
+    client: &mut Client,
+    sets: &[&MigrationSet],
+    options: Options,
+) -> Result<Vec<Applied>, MigrateError> {
+    let ms = options.lock_timeout.as_millis();
+    client
+        .batch_execute(&format!("set lock_timeout = {ms}; set client_min_messages = warning; {TABLE}"))
+        .await?;
+    let done = applied(client).await?;
+    let mut out = Vec::new();
+    if options.dry_run {
+        client.batch_execute("begin").await?;
+    }
+    for set in sets {
+        for file in missing(set, &done)? {
+            let outcome = apply(client, set, file, options.dry_run).await;
+            if outcome.is_err() && options.dry_run {
+                client.batch_execute("rollback").await?;
+            }
+            outcome?;
+            out.push(entry(set, file));
+        }
+    }
+    if options.dry_run {
+        client.batch_execute("rollback").await?;
+    }
+    client.batch_execute("reset lock_timeout; reset client_min_messages").await?;
+    Ok(out)
+}
+
+async fn apply(
+    client: &mut Client,
+    set: &MigrationSet,
+    file: &Migration,
+    dry_run: bool,
+) -> Result<(), MigrateError> {
+    let failed =
+        |source| MigrateError::Failed { set: set.name, version: file.version, name: file.name, source };
+    let checksum = checksum(file.sql);
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+        [&set.name, &file.version, &file.name, &checksum];
+    let alone = file.sql.starts_with("-- gmah: no-transaction");
+    if dry_run {
+        if !alone {
+            client.batch_execute(file.sql).await.map_err(failed)?;
+        }
+    } else if alone {
+        client.batch_execute(file.sql).await.map_err(failed)?;
+        client.execute(RECORD, &params).await.map_err(failed)?;
+    } else {
+        let tx = client.transaction().await.map_err(failed)?;
+        tx.batch_execute(file.sql).await.map_err(failed)?;
+        tx.execute(RECORD, &params).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn lock(client: &Client, patience: Duration) -> Result<(), MigrateError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let row = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?;
+        if row.get(0) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(MigrateError::Busy);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+type Done = BTreeMap<(String, i32), Vec<u8>>;
+
+async fn applied(client: &Client) -> Result<Done, MigrateError> {
+    let exists: bool =
+        client.query_one("select to_regclass('public.schema_migrations') is not null", &[]).await?.get(0);
+    if !exists {
+        return Ok(Done::new());
+    }
+    // A few dozen rows at most: one for each file ever applied here.
+    let rows = client.query("select set_name, version, checksum from public.schema_migrations", &[]).await?;
+    Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+}
+
+fn missing<'a>(set: &'a MigrationSet, done: &Done) -> Result<Vec<&'a Migration>, MigrateError> {
+    let highest = done.range((set.name.to_owned(), i32::MIN)..=(set.name.to_owned(), i32::MAX)).next_back();
+    if let Some(((_, found), _)) = highest
+        && *found > set.latest()
+    {
+        return Err(MigrateError::Ahead { set: set.name, found: *found, known: set.latest() });
+    }
+    let mut out = Vec::new();
+    for file in set.files {
+        match done.get(&(set.name.to_owned(), file.version)) {
+            None => out.push(file),
+            Some(sum) if *sum == checksum(file.sql) => {}
+            Some(_) => return Err(MigrateError::Changed { set: set.name, version: file.version }),
+        }
+    }
+    Ok(out)
+}
+
+fn entry(set: &MigrationSet, file: &Migration) -> Applied {
+    Applied { set: set.name, version: file.version, name: file.name }
+}
+
+fn checksum(sql: &str) -> Vec<u8> {
+    ring::digest::digest(&ring::digest::SHA256, sql.as_bytes()).as_ref().to_vec()
+}
+
+const TABLE: &str = "create table if not exists public.schema_migrations (
+    set_name text not null,
+    version int not null,
+    name text not null,
+    checksum bytea not null,
+    applied_at timestamptz not null default now(),
+    primary key (set_name, version))";
+
+const RECORD: &str =
+    "insert into public.schema_migrations (set_name, version, name, checksum) values ($1, $2, $3, $4)";
+
+/// The master database's own set.
+pub const MASTER: MigrationSet = MigrationSet {
+    name: "master",
+    files: &[
+        Migration {
+            version: 1,
+            name: "organizations",
+            sql: include_str!("../migrations/master/0001_organizations.sql"),
+        },
+        Migration {
+            version: 2,
+            name: "platform",
+            sql: include_str!("../migrations/master/0002_platform.sql"),
+        },
+    ],
+};
