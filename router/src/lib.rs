@@ -1,1 +1,35 @@
-//! placeholder
+//! The edge: from a socket to a backend that knows the tenant.
+//!
+//! # Life of a request
+//!
+//! 1. [`listener`]: a socket is accepted within the caps, its ClientHello read within the deadline.
+//! 2. [`certs`]: the certificate for its SNI, or the alert `unrecognized_name`.
+//! 3. [`connection`]: HTTP/1.1 heads are read whole, within deadlines and bounds, and checked by [`head`] before the
+//!    framework sees them; HTTP/2 streams are accepted one by one.
+//! 4. [`authority`]: `Host`, `:authority` and the certificate become one
+//!    [`Hostname`](gmah_shared::hostname::Hostname).
+//! 5. [`resolve`]: the host becomes a tenant through the catalog cache.
+//! 6. [`policy`]: tenant and request are admitted or refused.
+//! 7. [`headers`]: what the client sent under our names goes, our token and forwarding headers are set last.
+//! 8. [`upstream`]: a backend is picked, with deadlines, and tried again where nothing can run twice.
+//!
+//! [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
+//! far; [`reject`] is the table of everything that the edge answers by itself.
+
+pub mod authority;
+pub mod certs;
+pub mod config;
+pub mod connection;
+pub mod ctx;
+pub mod head;
+pub mod headers;
+pub mod listener;
+pub mod metrics;
+pub mod policy;
+pub mod proxy;
+pub mod reject;
+pub mod resolve;
+pub mod server;
+pub mod upstream;
+
+mod admin;

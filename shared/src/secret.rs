@@ -118,9 +118,11 @@ impl std::fmt::Debug for MasterKey {
     }
 }
 
-/// A new random password: 32 characters of base64url, 192 bits.
+/// A new random password: 32 letters and digits, 190 bits. No character of it means anything to a shell.
 pub fn random_password() -> SecretString {
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(rand::random::<[u8; 24]>()).into()
+    use rand::RngExt as _;
+    let letters = rand::rng().sample_iter(rand::distr::Alphanumeric).take(32);
+    letters.map(char::from).collect::<String>().into()
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl Operation {
 
     /// Notes that a step begins.
     pub(super) async fn step(&mut self, master: &Client, name: &str) -> Result<(), ControlError> {
-        tracing::info!(operation = %self.id, step = name, "operation");
+        tracing::debug!(operation = %self.id, step = name, "operation");
         master
             .execute(
                 "with before as (

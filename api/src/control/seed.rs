@@ -77,9 +77,9 @@ impl Person {
         let first = FIRST[byte(0) % FIRST.len()];
         let last = LAST[byte(1) % LAST.len()];
         let digits: String = (2..10).map(|at| char::from(b'0' + (byte(at) % 10) as u8)).collect();
-        let year = 1935 + (byte(11) % 80) as i32;
-        let born =
-            time::Date::from_ordinal_date(year, 1 + (byte(12) as u16 * 365 / 256)).unwrap_or(time::Date::MIN);
+        let year = 1935 + i32::from(digest.as_ref()[11] % 80);
+        let day = 1 + u16::from(digest.as_ref()[12]);
+        let born = time::Date::from_ordinal_date(year, day).unwrap_or(time::Date::MIN);
         Self {
             first,
             last,

@@ -1,0 +1,68 @@
+//! The admin listener: `/metrics`, `/healthz`, `/readyz`, `/.well-known/jwks.json`. Private.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use gmah_shared::token::Signer;
+use http::{Method, Response, StatusCode, header};
+use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::protocols::http::ServerSession;
+
+use crate::metrics::Metrics;
+
+/// What the admin listener shows.
+pub(crate) struct Admin {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) signer: Signer,
+    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) catalog_connected: Arc<AtomicBool>,
+}
+
+impl Admin {
+    fn ready(&self) -> bool {
+        !self.draining.load(Ordering::Acquire) && self.signer.keyring().signing().is_some()
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> (StatusCode, &'static str, String) {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return (StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
+        }
+        match path {
+            "/metrics" => {
+                let connected = i64::from(self.catalog_connected.load(Ordering::Acquire));
+                self.metrics.catalog_connected.set(connected);
+                match gmah_shared::telemetry::encode(&self.metrics.registry) {
+                    Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4", text),
+                    Err(e) => {
+                        tracing::error!(error = %e, "metrics");
+                        (StatusCode::INTERNAL_SERVER_ERROR, TEXT, String::new())
+                    }
+                }
+            }
+            "/healthz" => (StatusCode::OK, TEXT, "alive\n".into()),
+            "/readyz" if self.ready() => (StatusCode::OK, TEXT, "ready\n".into()),
+            "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".into()),
+            "/.well-known/jwks.json" => {
+                (StatusCode::OK, "application/json", self.signer.keyring().jwks().to_string())
+            }
+            _ => (StatusCode::NOT_FOUND, TEXT, "nothing here\n".into()),
+        }
+    }
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let request = session.req_header();
+        let (status, media, body) = self.answer(&request.method, request.uri.path());
+        let body = if request.method == Method::HEAD { Vec::new() } else { body.into_bytes() };
+        Response::builder()
+            .status(status)
+            .header(header::CONTENT_TYPE, media)
+            .header(header::CONTENT_LENGTH, body.len())
+            .body(body)
+            .unwrap_or_else(|_| Response::new(Vec::new()))
+    }
+}

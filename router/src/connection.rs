@@ -1,0 +1,277 @@
+//! Step 3: HTTP on a connection.
+//!
+//! HTTP/1.1: each head is read here, whole, within the idle and header deadlines and the bounds of [`crate::head`],
+//! and only then given to the framework, which finds it complete. Between requests the connection is ours, so a
+//! shutdown ends idle connections at once and busy ones after their response.
+//!
+//! HTTP/2: the preface has a deadline, and each stream is handed to the framework; malformed streams are counted, and
+//! so many of them end the connection.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use gmah_shared::tasks;
+use http::Method;
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{
+    H2Accept, HttpSession as Http2Session, default_h2_options, handshake,
+};
+use pingora_core::protocols::{Digest, Stream};
+use pingora_core::server::ShutdownWatch;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Limits;
+use crate::ctx::new_request_id;
+use crate::head::{self, MAX_HEAD, Progress};
+use crate::reject::Rejection;
+
+/// What serves requests, and how it is told to stop.
+pub trait Http: Send + Sync + 'static {
+    /// The framework's side.
+    type App: HttpServerApp + Send + Sync + 'static;
+    /// The framework's side.
+    fn app(&self) -> &Arc<Self::App>;
+    /// Cancelled when no further request may begin.
+    fn stop(&self) -> &CancellationToken;
+    /// The same, as the framework wants it.
+    fn shutdown(&self) -> &ShutdownWatch;
+    /// Counts what is still running.
+    fn tracker(&self) -> &TaskTracker;
+    /// Hears of requests that were refused before they were requests.
+    fn refused(&self, rejection: Rejection);
+}
+
+/// What came of waiting for a head.
+enum Awaited {
+    Head(BytesMut),
+    Refused(Rejection),
+    /// Closed, idle for too long, or stopping: nothing to say.
+    Over,
+}
+
+/// Serves HTTP/1.1 until either side has had enough.
+pub async fn http1<H: Http>(mut stream: Stream, client: IpAddr, limits: &Limits, http: Arc<H>) {
+    let mut settings = None;
+    loop {
+        let head = match next_head(&mut stream, limits, http.stop()).await {
+            Awaited::Head(head) => head,
+            Awaited::Refused(rejection) => {
+                http.refused(rejection);
+                tracing::debug!(%client, reason = rejection.label(), "request refused");
+                refuse(stream, rejection, limits).await;
+                return;
+            }
+            Awaited::Over => return close(&mut stream).await,
+        };
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings.take() {
+            pingora_core::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
+        }
+        // The wait for the next request is ours; the framework's own keep-alive timer never runs.
+        session.set_keepalive(Some(limits.idle_timeout.as_secs()));
+        session.set_read_timeout(Some(*limits.body_timeout));
+        session.set_write_timeout(Some(*limits.write_timeout));
+        session.set_total_drain_timeout(Some(*limits.body_timeout));
+        session.set_pipelined_prefix(head);
+        let reused = http.app().process_new_http(session, http.shutdown()).await;
+        match reused {
+            Some(reused) => (stream, settings) = reused.consume(),
+            None => return,
+        }
+    }
+}
+
+async fn next_head(stream: &mut Stream, limits: &Limits, stop: &CancellationToken) -> Awaited {
+    let mut buf = BytesMut::with_capacity(FIRST_READ);
+    tokio::select! {
+        // Losing this arm loses nothing: no byte of a request has been read.
+        biased;
+        () = stop.cancelled() => return Awaited::Over,
+        read = pingora_timeout::timeout(*limits.idle_timeout, stream.read_buf(&mut buf)) => match read {
+            Ok(Ok(n)) if n > 0 => {}
+            _ => return Awaited::Over,
+        },
+    }
+    let mut scanned = 0;
+    let complete = async {
+        loop {
+            match head::find_end(&buf, scanned) {
+                Err(rejection) => return Some(Err(rejection)),
+                Ok(Progress::Complete(end)) => return Some(Ok(end)),
+                Ok(Progress::Partial(to)) => scanned = to,
+            }
+            if buf.capacity() == buf.len() {
+                buf.reserve(buf.len().min(MAX_HEAD));
+            }
+            match stream.read_buf(&mut buf).await {
+                Ok(n) if n > 0 => {}
+                _ => return None,
+            }
+        }
+    };
+    let end = match head_in_time(complete, *limits.header_timeout).await {
+        Some(Ok(end)) => end,
+        Some(Err(rejection)) => return Awaited::Refused(rejection),
+        None => return Awaited::Over,
+    };
+    match head::check(&buf[..end]) {
+        Err(rejection) => Awaited::Refused(rejection),
+        Ok(None) => Awaited::Head(buf),
+        Ok(Some(rewritten)) => {
+            let mut whole = BytesMut::from(&rewritten[..]);
+            whole.extend_from_slice(&buf[end..]);
+            Awaited::Head(whole)
+        }
+    }
+}
+
+/// Most heads arrive in one read; then no timer is made.
+async fn head_in_time<F>(complete: F, deadline: Duration) -> Option<Result<usize, Rejection>>
+where
+    F: Future<Output = Option<Result<usize, Rejection>>>,
+{
+    tokio::pin!(complete);
+    match futures_now(complete.as_mut()) {
+        Some(done) => done,
+        None => pingora_timeout::timeout(deadline, complete).await.unwrap_or(None),
+    }
+}
+
+/// The result of a future that is ready at its first poll.
+fn futures_now<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.poll(&mut context) {
+        std::task::Poll::Ready(done) => Some(done),
+        std::task::Poll::Pending => None,
+    }
+}
+
+/// Answers a head that never became a request, and closes. What the client still sends is read for a moment, so that
+/// the answer is not lost to a reset.
+async fn refuse(mut stream: Stream, rejection: Rejection, limits: &Limits) {
+    let answer = rejection.wire(&new_request_id());
+    let said = async {
+        stream.write_all(&answer).await?;
+        stream.flush().await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(*limits.write_timeout, said).await {
+        close(&mut stream).await;
+        let mut rest = [0u8; 4096];
+        let drained = async { while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {} };
+        // Bounded in time; in bytes by what a socket carries in that time.
+        let _ = tokio::time::timeout(LINGER, drained).await;
+    }
+}
+
+/// Says goodbye, as long as the other side listens.
+async fn close(stream: &mut Stream) {
+    let goodbye = tokio::io::AsyncWriteExt::shutdown(stream);
+    // Whether it was heard makes no difference any more.
+    let _ = tokio::time::timeout(LINGER, goodbye).await;
+}
+
+const FIRST_READ: usize = 4096;
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Serves HTTP/2 until either side has had enough.
+pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    // From the framework's defaults, which bound what the library leaves open.
+    let mut options = default_h2_options();
+    options
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_local_error_reset_streams(Some(64));
+    let shaken = tokio::time::timeout(*limits.preface_timeout, handshake(stream, Some(options))).await;
+    let Ok(Ok(mut connection)) = shaken else { return };
+    let active = Arc::new(Active::default());
+    let mut malformed = 0;
+    let mut stopping = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = http.stop().cancelled(), if !stopping => {
+                // GOAWAY; streams that were begun are finished.
+                connection.graceful_shutdown();
+                stopping = true;
+                continue;
+            }
+            accepted = Http2Session::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            // Losing this arm begins the idle time anew, which is what a new stream means.
+            () = active.idle_for(*limits.idle_timeout) => return,
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                if session.req_header().method == Method::CONNECT {
+                    http.refused(Rejection::Method);
+                }
+                let guard = active.enter();
+                let http = http.clone();
+                let write_timeout = *limits.write_timeout;
+                let request = http.tracker().clone().track_future(async move {
+                    let mut session = ServerSession::new_http2(session);
+                    session.set_write_timeout(Some(write_timeout));
+                    http.app().process_new_http(session, http.shutdown()).await;
+                    drop(guard);
+                });
+                drop(tasks::detach("http2-stream", request));
+            }
+            Ok(Some(H2Accept::Rejected)) => {
+                http.refused(Rejection::Malformed);
+                malformed += 1;
+                if malformed >= MAX_MALFORMED_STREAMS {
+                    return;
+                }
+            }
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+/// Streams of one connection at once.
+const MAX_STREAMS: u32 = 100;
+/// Malformed streams that a connection may send in its life.
+const MAX_MALFORMED_STREAMS: usize = 32;
+
+/// Streams in flight on a connection.
+#[derive(Default)]
+struct Active {
+    count: AtomicUsize,
+    idle: Notify,
+}
+
+struct Guard(Arc<Active>);
+
+impl Active {
+    fn enter(self: &Arc<Self>) -> Guard {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Guard(self.clone())
+    }
+
+    async fn idle_for(&self, time: Duration) {
+        while self.count.load(Ordering::Acquire) > 0 {
+            self.idle.notified().await;
+        }
+        pingora_timeout::sleep(time).await;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}

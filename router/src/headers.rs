@@ -1,0 +1,208 @@
+//! Step 7: what the client sent under our names goes; our token and forwarding headers are set last.
+//!
+//! Names are compared folded: lower case, `_` and `.` read as `-`, a CGI-style `HTTP_` in front ignored. A backend
+//! that folds names (and many do) sees no second copy of ours.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora_error::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use crate::ctx::RequestCtx;
+
+/// Names that only we may use, and names by which other software would be told who the client or the host is.
+fn is_ours(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    // Most headers begin with another letter.
+    if !matches!(bytes.first(), Some(b'x' | b'h' | b'f' | b't' | b'c' | b'p' | b'_' | b'.' | b'-')) {
+        return false;
+    }
+    let mut folded = [0u8; 64];
+    let Some(folded) = folded.get_mut(..bytes.len()) else {
+        // Longer than any name of ours could be, unless it only begins like one.
+        return starts_like_ours(&fold(&bytes[..64]));
+    };
+    folded.copy_from_slice(bytes);
+    folded.iter_mut().for_each(fold_byte);
+    starts_like_ours(folded) || EXACT.contains(&&*folded)
+}
+
+fn starts_like_ours(folded: &[u8]) -> bool {
+    let name = folded.strip_prefix(b"http-").unwrap_or(folded);
+    let name = name.strip_prefix(b"-").unwrap_or(name);
+    PREFIXES.iter().any(|p| name.starts_with(p))
+}
+
+fn fold(bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    out.iter_mut().for_each(fold_byte);
+    out
+}
+
+fn fold_byte(b: &mut u8) {
+    *b = if matches!(*b, b'_' | b'.') { b'-' } else { b.to_ascii_lowercase() };
+}
+
+const PREFIXES: [&[u8]; 7] =
+    [b"x-tenant", b"x-gmah", b"x-forwarded", b"x-internal-", b"x-original-", b"x-rewrite-", b"x-envoy-"];
+
+const EXACT: [&[u8]; 15] = [
+    b"forwarded",
+    b"x-host",
+    b"x-real-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-http-host-override",
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+    b"x-request-id",
+    b"true-client-ip",
+    b"cf-connecting-ip",
+    b"proxy",
+    b"proxy-connection",
+    b"fastly-client-ip",
+];
+
+/// Makes the request that goes to the backend. Runs for each attempt, after the framework has removed what
+/// `Connection` nominates, so nothing nominated by the client can take our headers away.
+///
+/// # Errors
+/// Only for values that are no header values, which ours are.
+pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
+    remove(request, is_ours);
+    if ctx.is_neutral {
+        request.remove_header(&header::COOKIE);
+    }
+    let host = ctx.host.as_ref().map_or("", |h| h.as_str());
+    request.insert_header(header::HOST, host)?;
+    if let Some(client) = ctx.client {
+        request.insert_header("X-Forwarded-For", client.to_canonical().to_string())?;
+    }
+    request.insert_header("X-Forwarded-Proto", if ctx.is_tls { "https" } else { "http" })?;
+    request.insert_header("X-Forwarded-Host", host)?;
+    request.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+    if let Some(token) = &ctx.token {
+        request.insert_header(TOKEN, token.clone())?;
+    }
+    Ok(())
+}
+
+const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
+
+/// Cleans a response on its way to the client.
+///
+/// # Errors
+/// As [`to_backend`].
+pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+    let doomed = names(&response.headers, |name| is_ours(name) && !name.starts_with("x-forwarded"));
+    for name in doomed {
+        response.remove_header(&name);
+    }
+    if ctx.is_neutral {
+        response.remove_header(&header::SET_COOKIE);
+    }
+    response.remove_header(&header::SERVER);
+    response.insert_header("X-Request-ID", ctx.request_id.as_str())
+}
+
+/// Removes our names from trailers.
+pub fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
+    for name in names(trailers, is_ours) {
+        trailers.remove(name);
+    }
+}
+
+fn remove(request: &mut RequestHeader, doomed: impl Fn(&str) -> bool) {
+    for name in names(&request.headers, doomed) {
+        request.remove_header(&name);
+    }
+}
+
+/// Usually none, so usually nothing is allocated.
+fn names(headers: &HeaderMap<HeaderValue>, doomed: impl Fn(&str) -> bool) -> Vec<HeaderName> {
+    headers.keys().filter(|n| doomed(n.as_str())).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s03_s04_every_spelling_of_our_names() {
+        for name in [
+            "x-tenant-token",
+            "x_tenant_token",
+            "x-tenant_token",
+            "x.tenant.token",
+            "http_x_tenant_token",
+            "http-x-tenant-id",
+            "x-tenant-id",
+            "x-tenant",
+            "x_tenant",
+            "x-tenantid",
+            "x-gmah-tenant",
+            "x-gmah-stale",
+            "x_gmah_x",
+            "x-forwarded-for",
+            "x_forwarded_host",
+            "x-forwarded-prefix",
+            "x-forwarded-uri",
+            "x-forwarded-server",
+            "forwarded",
+            "x-host",
+            "x-original-host",
+            "x-original-url",
+            "x-rewrite-url",
+            "x-http-host-override",
+            "true-client-ip",
+            "true_client_ip",
+            "x-real-ip",
+            "cf-connecting-ip",
+            "x-request-id",
+            "x-internal-secret",
+            "proxy",
+            "-x-tenant-token",
+            "_x_tenant_token",
+        ] {
+            assert!(is_ours(name), "{name}");
+        }
+        let long = format!("x-tenant-{}", "a".repeat(200));
+        assert!(is_ours(&long));
+        for name in [
+            "host",
+            "accept",
+            "x-requested-with",
+            "x-api-key",
+            "x-csrf-token",
+            "authorization",
+            "cookie",
+            "traceparent",
+            "content-type",
+            "x-ten",
+            "from",
+            "te",
+            "x-frame-options",
+        ] {
+            assert!(!is_ours(name), "{name}");
+        }
+        assert!(!is_ours(&"x".repeat(300)));
+    }
+
+    #[test]
+    fn s13_nothing_of_ours_leaves() {
+        let mut response = ResponseHeader::build(200, None).expect("head");
+        for (name, value) in [
+            ("X-Tenant-Token", "t"),
+            ("x_tenant_id", "t"),
+            ("X-Internal-Db", "t"),
+            ("Server", "axum"),
+            ("ETag", "e"),
+        ] {
+            response.insert_header(name, value).expect("header");
+        }
+        let ctx = RequestCtx::new();
+        to_client(&mut response, &ctx).expect("cleaned");
+        let left: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["etag", "x-request-id"]);
+    }
+}

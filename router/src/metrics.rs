@@ -1,0 +1,157 @@
+//! Metrics of the router. A label value comes from an enum or is the slug of a tenant that exists; never a host.
+
+mod tenants;
+
+use std::sync::Arc;
+
+use gmah_shared::telemetry::names;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::reject::Rejection;
+
+pub use tenants::{TenantSeries, Tenants};
+
+/// Every metric of the role.
+pub struct Metrics {
+    /// Where they are registered.
+    pub registry: Registry,
+    /// Per tenant.
+    pub tenants: Tenants,
+    /// Time to answer, of the pool `api`.
+    pub upstream_seconds: Histogram,
+    /// Open connections.
+    pub connections: IntGauge,
+    /// Whether notices of change come in.
+    pub catalog_connected: IntGauge,
+    /// Attempts that were tried again.
+    pub retries: IntCounter,
+    rejections: IntCounterVec,
+    handshakes: IntCounterVec,
+    refused_connections: IntCounterVec,
+    certificate_reloads: IntCounterVec,
+}
+
+/// What came of a TLS handshake.
+#[derive(Debug, Clone, Copy)]
+pub enum Handshake {
+    /// Done.
+    Done,
+    /// SNI absent or unknown.
+    UnknownName,
+    /// Not in time.
+    Timeout,
+    /// Anything else.
+    Failed,
+}
+
+impl Handshake {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::UnknownName => "unknown_name",
+            Self::Timeout => "timeout",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers everything; series with fixed labels start at zero.
+    ///
+    /// # Errors
+    /// When a name is taken, which is a fault of this file.
+    pub fn new(max_tenants: usize) -> Result<Arc<Self>, prometheus::Error> {
+        let registry = Registry::new();
+        let counters =
+            |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let metrics = Self {
+            tenants: Tenants::new(max_tenants)?,
+            upstream_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "gmah_router_request_duration_seconds",
+                    "Time from the end of a request's head to the end of its response.",
+                )
+                .const_label("pool", "api")
+                // From a cached read to the read deadline of the pool.
+                .buckets(vec![
+                    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 35.0,
+                ]),
+            )?,
+            connections: IntGauge::new("gmah_router_connections", "Open client connections.")?,
+            catalog_connected: IntGauge::new(
+                "gmah_catalog_listening",
+                "1 while notices of change come in from the master database.",
+            )?,
+            retries: IntCounter::new(
+                "gmah_router_retries_total",
+                "Attempts at a backend that were tried again.",
+            )?,
+            rejections: counters("gmah_router_rejections_total", "Requests answered by the edge.", "reason")?,
+            handshakes: counters("gmah_router_handshakes_total", "TLS handshakes by result.", "result")?,
+            refused_connections: counters(
+                "gmah_router_refused_connections_total",
+                "Connections closed at once, by reason.",
+                "reason",
+            )?,
+            certificate_reloads: counters(
+                "gmah_router_certificate_reloads_total",
+                "Changed certificate files by result.",
+                "result",
+            )?,
+            registry,
+        };
+        let r = &metrics.registry;
+        r.register(Box::new(metrics.tenants.clone()))?;
+        r.register(Box::new(metrics.upstream_seconds.clone()))?;
+        r.register(Box::new(metrics.connections.clone()))?;
+        r.register(Box::new(metrics.catalog_connected.clone()))?;
+        r.register(Box::new(metrics.retries.clone()))?;
+        for vec in [
+            &metrics.rejections,
+            &metrics.handshakes,
+            &metrics.refused_connections,
+            &metrics.certificate_reloads,
+        ] {
+            r.register(Box::new(vec.clone()))?;
+        }
+        for rejection in Rejection::ALL {
+            metrics.rejections.with_label_values(&[rejection.label()]);
+        }
+        for result in [Handshake::Done, Handshake::UnknownName, Handshake::Timeout, Handshake::Failed] {
+            metrics.handshakes.with_label_values(&[result.label()]);
+        }
+        for reason in REFUSED {
+            metrics.refused_connections.with_label_values(&[reason]);
+        }
+        for result in ["loaded", "refused"] {
+            metrics.certificate_reloads.with_label_values(&[result]);
+        }
+        Ok(Arc::new(metrics))
+    }
+
+    /// Counts a refusal.
+    pub fn rejected(&self, rejection: Rejection) {
+        self.rejections.with_label_values(&[rejection.label()]).inc();
+    }
+
+    /// Counts a handshake.
+    pub fn handshake(&self, result: Handshake) {
+        self.handshakes.with_label_values(&[result.label()]).inc();
+    }
+
+    /// Counts a connection that was closed at once: `address` or `total`.
+    pub fn refused_connection(&self, reason: &'static str) {
+        self.refused_connections.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a changed certificate.
+    pub fn certificate(&self, loaded: bool) {
+        let result = if loaded { "loaded" } else { "refused" };
+        self.certificate_reloads.with_label_values(&[result]).inc();
+    }
+}
+
+const REFUSED: [&str; 2] = ["address", "total"];
+
+/// The label of requests for hosts that are nobody's.
+pub const UNKNOWN: &str = names::UNKNOWN;

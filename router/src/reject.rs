@@ -1,0 +1,259 @@
+//! Every refusal of the edge: status, code, what the client reads, whether the connection goes on. One table.
+//!
+//! The body is `application/problem+json` (RFC 9457), or a small page where the client prefers HTML. It never holds a
+//! cause, an address or anybody's name.
+
+use bytes::Bytes;
+use http::header;
+use pingora_core::protocols::http::ServerSession;
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+
+/// Why the edge answers by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// The head cannot be read in only one way.
+    Malformed,
+    /// No host, two hosts, or one that is no host name.
+    BadHost,
+    /// `X-Tenant-ID` and `?tenant=` disagree.
+    TenantConflict,
+    /// The authority is outside the names of this connection's certificate.
+    Misdirected,
+    /// No such host.
+    UnknownHost,
+    /// The organisation is suspended.
+    Suspended,
+    /// The organisation is being created.
+    Provisioning,
+    /// The organisation is being worked on.
+    Maintenance,
+    /// The master is away and the host is not known.
+    CatalogUnavailable,
+    /// No token could be minted.
+    NoSigningKey,
+    /// The api knows a newer generation and the request cannot be tried again.
+    StaleGeneration,
+    /// The body is over the limit.
+    BodyTooLarge,
+    /// The target is over 8 KiB.
+    TargetTooLong,
+    /// The head is over 32 KiB or 100 fields.
+    HeadTooLarge,
+    /// `CONNECT` or `TRACE`.
+    Method,
+    /// The client did not finish its request in time.
+    RequestTimeout,
+    /// No backend answered.
+    BadGateway,
+    /// A backend answered too late.
+    GatewayTimeout,
+    /// A fault of ours.
+    Internal,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Status.
+    pub status: u16,
+    /// `code` of the body, and label of the metric.
+    pub code: &'static str,
+    /// `title` of the body.
+    pub title: &'static str,
+    /// Whether the connection must end: what follows on it cannot be trusted.
+    pub close: bool,
+    /// Seconds for `Retry-After`.
+    pub retry_after: Option<u32>,
+}
+
+const fn row(status: u16, code: &'static str, title: &'static str) -> Row {
+    Row { status, code, title, close: false, retry_after: None }
+}
+
+impl Row {
+    const fn closing(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    const fn retry(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+}
+
+impl Rejection {
+    /// Every variant, for metrics and tests.
+    pub const ALL: [Self; 19] = [
+        Self::Malformed,
+        Self::BadHost,
+        Self::TenantConflict,
+        Self::Misdirected,
+        Self::UnknownHost,
+        Self::Suspended,
+        Self::Provisioning,
+        Self::Maintenance,
+        Self::CatalogUnavailable,
+        Self::NoSigningKey,
+        Self::StaleGeneration,
+        Self::BodyTooLarge,
+        Self::TargetTooLong,
+        Self::HeadTooLarge,
+        Self::Method,
+        Self::RequestTimeout,
+        Self::BadGateway,
+        Self::GatewayTimeout,
+        Self::Internal,
+    ];
+
+    /// The table.
+    pub const fn row(self) -> Row {
+        match self {
+            Self::Malformed => row(400, "malformed_request", "The request is malformed.").closing(),
+            Self::BadHost => row(400, "bad_host", "The request has no valid host.").closing(),
+            Self::TenantConflict => {
+                row(400, "tenant_conflict", "The request names two organisations.").closing()
+            }
+            Self::Misdirected => row(421, "misdirected_request", "This host is not served here."),
+            Self::UnknownHost => row(404, "not_found", "There is nothing here."),
+            Self::Suspended => row(403, "organization_suspended", "This organisation is suspended."),
+            Self::Provisioning => {
+                row(503, "organization_provisioning", "This organisation is being set up.").retry(5)
+            }
+            Self::Maintenance => {
+                row(503, "organization_maintenance", "This organisation is under maintenance.").retry(30)
+            }
+            Self::CatalogUnavailable | Self::NoSigningKey | Self::StaleGeneration => {
+                row(503, "unavailable", "The service is not available right now.").retry(1)
+            }
+            Self::BodyTooLarge => row(413, "too_large", "The body is too large.").closing(),
+            Self::TargetTooLong => row(414, "target_too_long", "The address is too long.").closing(),
+            Self::HeadTooLarge => row(431, "header_too_large", "The request header is too large.").closing(),
+            Self::Method => row(405, "method_not_allowed", "This method is not allowed here.").closing(),
+            Self::RequestTimeout => row(408, "request_timeout", "The request took too long.").closing(),
+            Self::BadGateway => row(502, "bad_gateway", "The service did not answer."),
+            Self::GatewayTimeout => row(504, "gateway_timeout", "The service did not answer in time."),
+            Self::Internal => row(500, "internal", "Something went wrong.").closing(),
+        }
+    }
+
+    /// Label of the metric: the variant, also where several share a body.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::CatalogUnavailable => "catalog_unavailable",
+            Self::NoSigningKey => "no_signing_key",
+            Self::StaleGeneration => "stale_generation",
+            other => other.row().code,
+        }
+    }
+
+    /// The body and its media type. Its length depends on the refusal only.
+    pub fn body(self, request_id: &str, html: bool) -> (&'static str, String) {
+        let Row { status, code, title, .. } = self.row();
+        if html {
+            let page = format!(
+                "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+                 content=\"width=device-width,initial-scale=1\"><title>{status}</title><style>body{{font:16px/1.5 \
+                 system-ui,sans-serif;margin:20vh auto;max-width:30em;padding:0 1em;color:#223}}h1{{font-size:1.4em}}\
+                 small{{color:#667}}</style></head><body><h1>{title}</h1><p><small>{status} · {code} · \
+                 {request_id}</small></p></body></html>\n"
+            );
+            return ("text/html; charset=utf-8", page);
+        }
+        let json = format!(
+            "{{\"type\":\"about:blank#{code}\",\"title\":\"{title}\",\"status\":{status},\"code\":\"{code}\",\
+             \"request_id\":\"{request_id}\"}}\n"
+        );
+        ("application/problem+json", json)
+    }
+
+    /// The whole response as HTTP/1.1 bytes, for a head that never became a request. The connection ends with it.
+    pub fn wire(self, request_id: &str) -> Vec<u8> {
+        let Row { status, retry_after, .. } = self.row();
+        let (media, body) = self.body(request_id, false);
+        let reason =
+            http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+        let retry = retry_after.map_or_else(String::new, |s| format!("Retry-After: {s}\r\n"));
+        format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: {media}\r\nContent-Length: {}\r\nX-Request-ID: \
+             {request_id}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub async fn answer(self, session: &mut ServerSession, request_id: &str) -> Result<()> {
+        let Row { status, close, retry_after, .. } = self.row();
+        let (media, body) = self.body(request_id, prefers_html(session));
+        let mut head = ResponseHeader::build(status, Some(6))?;
+        head.insert_header(header::CONTENT_TYPE, media)?;
+        head.insert_header(header::CONTENT_LENGTH, body.len().to_string())?;
+        head.insert_header("X-Request-ID", request_id)?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        if let Some(seconds) = retry_after {
+            head.insert_header(header::RETRY_AFTER, seconds.to_string())?;
+        }
+        if close {
+            session.set_keepalive(None);
+        }
+        let bodyless = session.req_header().method == http::Method::HEAD;
+        session.write_response_header(Box::new(head)).await?;
+        if !bodyless {
+            session.write_response_body(Bytes::from(body), true).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the client names HTML and does not name JSON before it.
+fn prefers_html(session: &ServerSession) -> bool {
+    let Some(accept) = session.req_header().headers.get(header::ACCEPT) else {
+        return false;
+    };
+    let accept = accept.as_bytes();
+    let at = |needle: &[u8]| memchr::memmem::find(accept, needle);
+    match (at(b"text/html"), at(b"json")) {
+        (Some(html), Some(json)) => html < json,
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_one_constant_body() {
+        let id = "00000000-0000-4000-8000-000000000000";
+        for r in Rejection::ALL {
+            let row = r.row();
+            let (media, json) = r.body(id, false);
+            assert_eq!(media, "application/problem+json");
+            let parsed: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+            assert_eq!(parsed["status"], row.status, "{r:?}");
+            assert_eq!(parsed["code"], row.code);
+            assert_eq!(parsed["request_id"], id);
+            assert!(r.body(id, true).1.contains(row.title));
+            assert_eq!(row.status == 503, row.retry_after.is_some(), "{r:?}");
+            // What cannot be read, or was not read to its end, ends the connection.
+            assert!(row.close || !matches!(row.status, 400 | 405 | 408 | 413 | 414 | 431), "{r:?}");
+            let wire = String::from_utf8(r.wire(id)).expect("ASCII");
+            assert!(wire.starts_with(&format!("HTTP/1.1 {} ", row.status)) && wire.ends_with(&json));
+            for word in ["pingora", "postgres", "127.0.0.1", "gmah_"] {
+                assert!(!wire.to_lowercase().contains(word));
+            }
+        }
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let mut labels: Vec<_> = Rejection::ALL.iter().map(|r| r.label()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), Rejection::ALL.len());
+    }
+}

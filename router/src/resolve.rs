@@ -1,0 +1,264 @@
+//! Step 5: from a host to a tenant, through the catalog cache.
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwapOption;
+use gmah_shared::catalog::{Cache, Hit, Loader, Lookup, Record, Store, Tenant};
+use gmah_shared::config::Settings;
+use gmah_shared::hostname::Hostname;
+use gmah_shared::tenant::{TenantId, TenantSlug};
+use gmah_shared::token::{AUDIENCE_API, MAX_LIFE_SECONDS, Signer, now_seconds};
+use http::HeaderValue;
+
+use crate::metrics::{Metrics, TenantSeries};
+use crate::reject::Rejection;
+
+/// How a tenant is asked for. The key of the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// `SLUG.BASE`.
+    Slug(TenantSlug),
+    /// A custom domain.
+    Domain(Hostname),
+}
+
+/// A tenant, and what belongs to it at the edge.
+pub struct Route {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// The token for its own host, minted when first needed and reused for a fraction of its life.
+    minted: ArcSwapOption<Minted>,
+    series: OnceLock<Arc<TenantSeries>>,
+}
+
+struct Minted {
+    value: HeaderValue,
+    reuse_until: u64,
+}
+
+/// A token is reused for this part of its life, so that a backend never sees one that is about to end.
+const REUSE_SECONDS: u64 = MAX_LIFE_SECONDS / 2;
+
+impl Record for Route {
+    fn id(&self) -> TenantId {
+        self.tenant.id
+    }
+
+    fn revision(&self) -> i64 {
+        self.tenant.revision
+    }
+}
+
+/// Which tenant a request is for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// How it was asked for.
+    pub name: Name,
+    /// On a neutral host, the target without its `tenant` parameter, if it had one.
+    pub target: Option<Cow<'a, str>>,
+    /// Whether the host is a neutral one.
+    pub is_neutral: bool,
+}
+
+/// Resolves hosts.
+pub struct Resolver {
+    base: Hostname,
+    platform: Hostname,
+    neutral: Vec<Hostname>,
+    cache: Cache<Name, Route>,
+    signer: Signer,
+    metrics: Arc<Metrics>,
+}
+
+impl Resolver {
+    /// A resolver over a cache made by [`Resolver::loader`].
+    pub fn new(
+        settings: &Settings,
+        cache: Cache<Name, Route>,
+        signer: Signer,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            base: settings.base_domain.clone(),
+            platform: settings.platform_host.clone(),
+            neutral: settings.neutral_hosts.clone(),
+            cache,
+            signer,
+            metrics,
+        }
+    }
+
+    /// Reads one name from the master: one indexed query.
+    pub fn loader(store: Store) -> Loader<Name, Route> {
+        Box::new(move |name| {
+            let asked = match name {
+                Name::Slug(slug) => store.by_slug(slug.clone()),
+                Name::Domain(host) => store.by_domain(host.clone()),
+            };
+            Box::pin(async move { Ok(asked.await?.map(Route::new)) })
+        })
+    }
+
+    /// Which tenant a request is for, by its host alone; on a neutral host by `X-Tenant-ID` (`header`) or the
+    /// `tenant` parameter of the target.
+    ///
+    /// # Errors
+    /// [`Rejection::UnknownHost`] where nothing can be asked for, [`Rejection::TenantConflict`].
+    pub fn ask<'a>(
+        &self,
+        host: &Hostname,
+        target: &'a str,
+        header: Option<&[u8]>,
+    ) -> Result<Asked<'a>, Rejection> {
+        if self.neutral.contains(host) {
+            return neutral(target, header);
+        }
+        // The platform's own host is no tenant, and nothing of it is served through this pool.
+        if *host == self.platform || *host == self.base {
+            return Err(Rejection::UnknownHost);
+        }
+        let under_base =
+            host.as_str().strip_suffix(self.base.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        let name = if under_base {
+            let label = host.label_under(&self.base).ok_or(Rejection::UnknownHost)?;
+            // What cannot be a slug belongs to nobody; the master is not asked.
+            Name::Slug(TenantSlug::parse(label).map_err(|_| Rejection::UnknownHost)?)
+        } else {
+            Name::Domain(host.clone())
+        };
+        Ok(Asked { name, target: None, is_neutral: false })
+    }
+
+    /// The tenant of a name that is at hand. Never waits.
+    pub fn peek(&self, name: &Name) -> Option<Hit<Route>> {
+        self.cache.peek(name)
+    }
+
+    /// The tenant of a name.
+    ///
+    /// # Errors
+    /// [`Rejection::UnknownHost`] or [`Rejection::CatalogUnavailable`].
+    pub async fn get(&self, name: &Name) -> Result<Hit<Route>, Rejection> {
+        match self.cache.get(name).await {
+            Lookup::Found(route) => Ok(route),
+            Lookup::Unknown => Err(Rejection::UnknownHost),
+            Lookup::Unavailable => Err(Rejection::CatalogUnavailable),
+        }
+    }
+
+    /// Forgets a name, because a backend knows better.
+    pub fn forget(&self, name: &Name) {
+        self.cache.forget(name);
+    }
+
+    /// The token for a tenant under the host of the request.
+    ///
+    /// # Errors
+    /// [`Rejection::NoSigningKey`].
+    pub fn token(&self, route: &Route, host: &Hostname, is_neutral: bool) -> Result<HeaderValue, Rejection> {
+        let now = now_seconds();
+        // A route has one host of its own; on a neutral host tokens are minted for each request.
+        if !is_neutral
+            && let Some(minted) = route.minted.load().as_deref()
+            && now < minted.reuse_until
+        {
+            return Ok(minted.value.clone());
+        }
+        let t = &route.tenant;
+        let text = self.signer.sign(AUDIENCE_API, t.id, &t.slug, host, t.generation, now).map_err(|e| {
+            tracing::error!(error = %e, "no token");
+            Rejection::NoSigningKey
+        })?;
+        let mut value = HeaderValue::from_str(&text).map_err(|_| Rejection::NoSigningKey)?;
+        value.set_sensitive(true);
+        if !is_neutral {
+            let minted = Minted { value: value.clone(), reuse_until: now + REUSE_SECONDS };
+            route.minted.store(Some(Arc::new(minted)));
+        }
+        Ok(value)
+    }
+
+    /// The series of a tenant, resolved once.
+    pub fn series(&self, route: &Route) -> Arc<TenantSeries> {
+        route.series.get_or_init(|| self.metrics.tenants.of(&route.tenant.slug)).clone()
+    }
+}
+
+impl Route {
+    fn new(tenant: Tenant) -> Self {
+        Self { tenant, minted: ArcSwapOption::empty(), series: OnceLock::new() }
+    }
+}
+
+/// On a neutral host the header decides, failing that the parameter; both and different is a conflict.
+fn neutral<'a>(target: &'a str, header: Option<&[u8]>) -> Result<Asked<'a>, Rejection> {
+    let (in_query, rest) = take_parameter(target)?;
+    let in_header = header.map(|h| std::str::from_utf8(h).unwrap_or("\0"));
+    let slug = match (in_header, in_query.as_deref()) {
+        (Some(h), Some(q)) if h != q => return Err(Rejection::TenantConflict),
+        (Some(slug), _) | (None, Some(slug)) => slug,
+        (None, None) => return Err(Rejection::UnknownHost),
+    };
+    let slug = TenantSlug::parse(slug).map_err(|_| Rejection::UnknownHost)?;
+    Ok(Asked { name: Name::Slug(slug), target: rest, is_neutral: true })
+}
+
+/// Takes `tenant` out of the query of a target. Twice with different values is a conflict.
+fn take_parameter(target: &str) -> Result<(Option<String>, Option<Cow<'_, str>>), Rejection> {
+    let Some((path, query)) = target.split_once('?') else {
+        return Ok((None, None));
+    };
+    let mut found: Option<&str> = None;
+    let mut rest: Vec<&str> = Vec::new();
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != "tenant" {
+            rest.push(pair);
+        } else if found.replace(value).is_some_and(|before| before != value) {
+            return Err(Rejection::TenantConflict);
+        }
+    }
+    let Some(found) = found else {
+        return Ok((None, None));
+    };
+    let target =
+        if rest.is_empty() { Cow::Borrowed(path) } else { format!("{path}?{}", rest.join("&")).into() };
+    Ok((Some(found.to_owned()), Some(target)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(target: &str, header: Option<&str>) -> Result<(String, Option<String>), Rejection> {
+        neutral(target, header.map(str::as_bytes)).map(|a| {
+            let Name::Slug(slug) = a.name else { panic!("a slug") };
+            (slug.to_string(), a.target.map(Cow::into_owned))
+        })
+    }
+
+    #[test]
+    fn neutral_hosts() {
+        let ok = |slug: &str, target: Option<&str>| Ok((slug.to_owned(), target.map(str::to_owned)));
+        assert_eq!(ask("/x", Some("lyon")), ok("lyon", None));
+        assert_eq!(ask("/x?tenant=lyon", None), ok("lyon", Some("/x")));
+        assert_eq!(ask("/x?a=1&tenant=lyon&b=2", None), ok("lyon", Some("/x?a=1&b=2")));
+        assert_eq!(ask("/x?tenant=lyon", Some("lyon")), ok("lyon", Some("/x")));
+        assert_eq!(ask("/x?tenant=lyon&tenant=lyon", None), ok("lyon", Some("/x")));
+        assert_eq!(ask("/x?tenant=lyon", Some("paris")), Err(Rejection::TenantConflict));
+        assert_eq!(ask("/x?tenant=lyon&tenant=paris", None), Err(Rejection::TenantConflict));
+        for (target, header) in [
+            ("/x", None),
+            ("/x?tenants=lyon", None),
+            ("/x", Some("LYON")),
+            ("/x", Some("admin")),
+            ("/x?tenant=", None),
+            ("/x?tenant=ly%6fn", None),
+            ("/x", Some("")),
+            ("/x", Some("lyon, paris")),
+        ] {
+            assert_eq!(ask(target, header), Err(Rejection::UnknownHost), "{target} {header:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The argument tree, and what all commands share: the configuration, exit codes, output.
+//!
+//! Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 a fleet operation finished with some organisations
+//! failed, each named.
+
+mod admin;
+mod roles;
+mod server;
+mod tenant;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use gmah_api::control::{Control, ControlError};
+use gmah_shared::config::{ConfigError, ConfigFile};
+use gmah_shared::telemetry;
+
+pub(crate) use roles::{start_logging, told_to_stop};
+
+/// Failed.
+pub(crate) const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+pub(crate) const USAGE: u8 = 2;
+/// Some organisations failed.
+pub(crate) const PARTLY: u8 = 3;
+
+/// Many organisations on one web product, one PostgreSQL database each.
+#[derive(Debug, Parser)]
+#[command(name = "gmah", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Configuration file. Without it, `.gmah/gmah.toml` of this folder if `gmah dev` made one.
+    #[arg(long, global = true, env = "GMAH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything in one process, on a private PostgreSQL.
+    Dev(crate::dev::DevArgs),
+    /// The edge.
+    Router,
+    /// The tenant API.
+    Api,
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Organisations.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// PostgreSQL servers that hold organisations' databases.
+    #[command(subcommand)]
+    Server(server::ServerCommand),
+    /// Administrators of the platform.
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Loads the file as the roles would, and says file, line and key of the first fault.
+    Check(Output),
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Output {
+    /// Prints a value as JSON, or what `text` makes of it.
+    pub(crate) fn print<T: serde::Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        let out = if self.json { serde_json::to_string(value)? } else { text() };
+        println!("{}", out.trim_end());
+        Ok(())
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    pub(crate) async fn run(self) -> anyhow::Result<u8> {
+        let config = self.config;
+        match self.command {
+            Command::Dev(args) => crate::dev::run(args).await.map(|()| 0),
+            Command::Router => roles::router(&file(config)?).await,
+            Command::Api => roles::api(&file(config)?).await,
+            Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
+            Command::Tenant(command) => command.run(&file(config)?).await,
+            Command::Server(command) => command.run(&file(config)?).await,
+            Command::Admin(command) => command.run(&file(config)?).await,
+        }
+    }
+}
+
+/// The configuration file: named, or the one that `gmah dev` made here.
+fn file(named: Option<PathBuf>) -> anyhow::Result<ConfigFile> {
+    let path = match named {
+        Some(path) => path,
+        None => {
+            let dev = Path::new(".gmah/gmah.toml");
+            if !dev.exists() {
+                return Err(NoConfig.into());
+            }
+            dev.to_owned()
+        }
+    };
+    Ok(ConfigFile::load(&path)?)
+}
+
+/// Neither a flag, nor a variable, nor a file of `gmah dev`.
+#[derive(Debug, thiserror::Error)]
+#[error("no configuration: give --config FILE or GMAH_CONFIG, or start `gmah dev` in this folder")]
+struct NoConfig;
+
+/// A session of the control plane. It logs what goes wrong and nothing else: the result is printed.
+async fn control(file: &ConfigFile) -> anyhow::Result<Control> {
+    let settings = file.settings()?;
+    telemetry::init(settings.log.format, "warn")?;
+    Ok(Control::open(settings).await?)
+}
+
+/// The exit code of an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    let usage = error.is::<ConfigError>()
+        || error.is::<NoConfig>()
+        || error.is::<telemetry::BadFilter>()
+        || matches!(error.downcast_ref(), Some(ControlError::Usage(_)));
+    if usage { USAGE } else { FAILED }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes() {
+        assert_eq!(exit_code(&NoConfig.into()), USAGE);
+        assert_eq!(exit_code(&ControlError::Usage("x".into()).into()), USAGE);
+        assert_eq!(exit_code(&ControlError::Refused("x".into()).into()), FAILED);
+        assert_eq!(exit_code(&anyhow::anyhow!("x")), FAILED);
+    }
+}

@@ -1,0 +1,85 @@
+//! `gmah server …`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use gmah_api::control::servers::NewServer;
+use gmah_shared::config::ConfigFile;
+
+use super::Output;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Adds a server, or changes where a known one is.
+    Add(Add),
+    /// Lists servers.
+    List(Output),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// Name: a-z, 0-9 and hyphens.
+    #[arg(long)]
+    name: String,
+    /// Host, or the folder of its Unix socket.
+    #[arg(long)]
+    host: String,
+    /// Port.
+    #[arg(long, default_value_t = 5432)]
+    port: u16,
+    /// Role that may create databases and roles.
+    #[arg(long)]
+    user: String,
+    /// File with its password.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Most organisations on it.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=1_000_000))]
+    max_databases: i32,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl ServerCommand {
+    pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        let control = super::control(file).await?;
+        match self {
+            Self::Add(add) => {
+                let admin_password = match &add.password_file {
+                    Some(path) => {
+                        let text = std::fs::read_to_string(path)
+                            .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+                        Some(text.trim_end_matches(['\r', '\n']).to_owned().into())
+                    }
+                    None => None,
+                };
+                let name = add.name.clone();
+                control
+                    .add_server(NewServer {
+                        name: add.name,
+                        host: add.host,
+                        port: add.port,
+                        admin_user: add.user,
+                        admin_password,
+                        max_databases: add.max_databases,
+                    })
+                    .await?;
+                add.output.print(&serde_json::json!({ "name": name }), || format!("server {name} added"))?;
+            }
+            Self::List(output) => {
+                let servers = control.servers().await?;
+                output.print(&servers, || {
+                    let mut text = String::new();
+                    for s in &servers {
+                        text.push_str(&format!(
+                            "{:<20} {}:{}  {} of {} organisations\n",
+                            s.name, s.host, s.port, s.organizations, s.max_databases
+                        ));
+                    }
+                    text
+                })?;
+            }
+        }
+        Ok(0)
+    }
+}

@@ -1,0 +1,275 @@
+//! `gmah tenant …`
+
+use clap::{Args, Subcommand, ValueEnum};
+use gmah_api::control::migrate::{Fleet, Outcome};
+use gmah_api::control::provision::NewTenant;
+use gmah_api::control::tenants::Summary;
+use gmah_api::control::{Control, ControlError, parse_email, parse_slug};
+use gmah_shared::config::ConfigFile;
+use gmah_shared::hostname::Hostname;
+use gmah_shared::tenant::TenantStatus;
+use secrecy::ExposeSecret as _;
+
+use super::{Output, PARTLY};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Creates an organisation, from its names to its administrator. Safe to run again.
+    Create(Create),
+    /// Lists organisations.
+    List(Output),
+    /// Shows one.
+    Show(One),
+    /// Locks one: its host answers 403.
+    Suspend(One),
+    /// Unlocks one.
+    Resume(One),
+    /// Closes one for work on it, or opens it again: its host answers 503 meanwhile.
+    Maintenance(Maintenance),
+    /// Fills the empty tables of one with demo data.
+    Seed(One),
+    /// Brings databases up to this program's schema.
+    Migrate(Migrate),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Label under the base domain: 3 to 50 of a-z, 0-9 and single hyphens.
+    #[arg(long)]
+    slug: String,
+    /// Display name.
+    #[arg(long)]
+    name: String,
+    /// E-mail address of the administrator.
+    #[arg(long)]
+    admin_email: String,
+    /// Custom domain, to be verified later.
+    #[arg(long)]
+    domain: Option<String>,
+    /// Plan.
+    #[arg(long, default_value = "starter")]
+    plan: String,
+    /// Modules, separated by commas. Default: `default_modules` of the configuration.
+    #[arg(long, value_delimiter = ',')]
+    modules: Option<Vec<String>>,
+    /// Database server. Default: the emptiest.
+    #[arg(long)]
+    server: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// Slug.
+    slug: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Maintenance {
+    /// Slug.
+    slug: String,
+    /// Closed or open.
+    state: Switch,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// Slugs.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    slugs: Vec<String>,
+    /// Every organisation.
+    #[arg(long)]
+    all: bool,
+    /// Organisations at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    parallel: u16,
+    /// Runs each in a transaction and rolls it back.
+    #[arg(long)]
+    dry_run: bool,
+    /// No further organisation is begun after this many have failed.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    max_failures: u32,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl TenantCommand {
+    pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        match self {
+            Self::Create(create) => create.run(file).await,
+            Self::List(output) => list(&super::control(file).await?, output).await,
+            Self::Show(one) => {
+                let control = super::control(file).await?;
+                let tenant = control.tenant(&parse_slug(&one.slug)?).await?;
+                one.output.print(&tenant, || describe(&tenant))?;
+                Ok(0)
+            }
+            Self::Suspend(one) => status(file, &one.slug, TenantStatus::Suspended, one.output).await,
+            Self::Resume(one) => status(file, &one.slug, TenantStatus::Active, one.output).await,
+            Self::Maintenance(m) => {
+                let to = match m.state {
+                    Switch::On => TenantStatus::Maintenance,
+                    Switch::Off => TenantStatus::Active,
+                };
+                status(file, &m.slug, to, m.output).await
+            }
+            Self::Seed(one) => {
+                let control = super::control(file).await?;
+                let seeded = control.seed(&parse_slug(&one.slug)?).await?;
+                one.output.print(&seeded, || {
+                    format!("{}: {} members, {} patients added", one.slug, seeded.members, seeded.patients)
+                })?;
+                Ok(0)
+            }
+            Self::Migrate(migrate) => migrate.run(file).await,
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        // Everything that can be wrong with the words themselves comes before any connection.
+        let slug = parse_slug(&self.slug)?;
+        let admin_email = parse_email(&self.admin_email)?;
+        let domain = self
+            .domain
+            .map(|d| Hostname::parse(&d).map_err(|e| ControlError::Usage(format!("{d:?}: {e}"))))
+            .transpose()?;
+        let mut control = super::control(file).await?;
+        let modules = self.modules.unwrap_or_else(|| control.settings.default_modules.clone());
+        let created = control
+            .create_tenant(NewTenant {
+                slug: slug.clone(),
+                name: self.name,
+                admin_email: admin_email.clone(),
+                admin_password: None,
+                domain,
+                plan: self.plan,
+                modules,
+                server: self.server,
+            })
+            .await?;
+        let password = created.admin_password.as_ref().map(|p| p.expose_secret());
+        let value = serde_json::json!({
+            "id": created.id, "slug": slug, "host": created.host, "admin_email": admin_email,
+            "admin_password": password, "created": created.is_new,
+        });
+        self.output.print(&value, || match password {
+            Some(password) => format!(
+                "{slug} is active at {}\nadministrator {admin_email}, password (shown once): {password}",
+                created.host
+            ),
+            None => format!("{slug} was created before with these very inputs; nothing to do"),
+        })?;
+        Ok(0)
+    }
+}
+
+async fn list(control: &Control, output: Output) -> anyhow::Result<u8> {
+    let tenants = control.tenants().await?;
+    output.print(&tenants, || {
+        let mut text =
+            format!("{:<24} {:<13} {:<13} {:<16} {}\n", "SLUG", "STATUS", "PLAN", "SERVER", "MODULES");
+        for t in &tenants {
+            text.push_str(&format!(
+                "{:<24} {:<13} {:<13} {:<16} {}\n",
+                t.slug,
+                t.status.as_str(),
+                t.plan,
+                t.server,
+                t.modules.join(",")
+            ));
+        }
+        text
+    })?;
+    Ok(0)
+}
+
+async fn status(file: &ConfigFile, slug: &str, to: TenantStatus, output: Output) -> anyhow::Result<u8> {
+    let slug = parse_slug(slug)?;
+    let tenant = super::control(file).await?.set_status(&slug, to).await?;
+    output.print(&tenant, || format!("{slug} is {}", tenant.status))?;
+    Ok(0)
+}
+
+fn describe(t: &Summary) -> String {
+    format!(
+        "{}  {}\nid          {}\nstatus      {}\nplan        {}\nmodules     {}\ndomain      {}\nserver      \
+         {}\ndatabase    {} (placement {})\ngeneration  {}\n",
+        t.slug,
+        t.name,
+        t.id,
+        t.status,
+        t.plan,
+        t.modules.join(", "),
+        t.domain.as_deref().unwrap_or("none"),
+        t.server,
+        t.database,
+        t.placement,
+        t.generation
+    )
+}
+
+impl Migrate {
+    async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        let slugs = self.slugs.iter().map(|s| parse_slug(s)).collect::<Result<Vec<_>, _>>()?;
+        let control = super::control(file).await?;
+        let mut tenants = Vec::new();
+        if self.all {
+            tenants = control.tenants().await?;
+            tenants.retain(|t| t.status != TenantStatus::Provisioning);
+        }
+        for slug in &slugs {
+            tenants.push(control.tenant(slug).await?);
+        }
+        let fleet = Fleet {
+            parallel: usize::from(self.parallel),
+            dry_run: self.dry_run,
+            max_failures: self.max_failures as usize,
+        };
+        let json = self.output.json;
+        let outcomes = control
+            .migrate_tenants(tenants, fleet, |o| {
+                if !json {
+                    println!("{}", line(o, self.dry_run));
+                }
+            })
+            .await;
+        let failed = outcomes.iter().filter(|o| o.error.is_some() || o.skipped).count();
+        if json {
+            println!(
+                "{}",
+                serde_json::to_string(&serde_json::json!({ "tenants": outcomes, "failed": failed }))?
+            );
+        } else {
+            println!("{} of {} organisations are up to date", outcomes.len() - failed, outcomes.len());
+        }
+        Ok(if failed > 0 { PARTLY } else { 0 })
+    }
+}
+
+fn line(o: &Outcome, dry_run: bool) -> String {
+    if o.skipped {
+        return format!("{}: not begun, too many failures", o.slug);
+    }
+    if let Some(error) = &o.error {
+        return format!("{}: failed: {error}", o.slug);
+    }
+    if o.applied.is_empty() {
+        return format!("{}: nothing to do", o.slug);
+    }
+    let files: Vec<_> = o.applied.iter().map(|a| format!("{}/{:04}_{}", a.set, a.version, a.name)).collect();
+    let verb = if dry_run { "would apply" } else { "applied" };
+    format!("{}: {verb} {}", o.slug, files.join(", "))
+}

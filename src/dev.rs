@@ -1,0 +1,164 @@
+//! `gmah dev`: everything in one process, for trying and developing.
+//!
+//! A private PostgreSQL cluster, a certificate authority of its own, three demo organisations, both roles, and a file
+//! that says where everything is. Started again it keeps the data; a killed run is cleaned up by the next.
+
+mod certificates;
+mod cluster;
+mod files;
+mod organisations;
+mod probe;
+mod summary;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use gmah_api::config::ApiConfig;
+use gmah_api::control::servers::NewServer;
+use gmah_api::control::{Control, master};
+use gmah_router::config::RouterConfig;
+use gmah_shared::config::{ConfigFile, Settings};
+use gmah_shared::hostname::Hostname;
+
+use crate::cli;
+use cluster::Cluster;
+use files::{DataDir, Ports};
+
+/// Arguments of `gmah dev`.
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// Where everything is kept.
+    #[arg(long, default_value = ".gmah", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Port of HTTPS; 0 picks a free one.
+    #[arg(long, default_value_t = 8443)]
+    https_port: u16,
+    /// Port of plain HTTP; 0 picks a free one.
+    #[arg(long, default_value_t = 8080)]
+    http_port: u16,
+    /// Port of the router's admin listener; 0 picks a free one.
+    #[arg(long, default_value_t = 9901)]
+    admin_port: u16,
+    /// Organisations are reached at SLUG.BASE_DOMAIN.
+    #[arg(long, default_value = "gmah.localhost")]
+    base_domain: String,
+    /// Written when everything answers: addresses and credentials as JSON, readable by you only.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Throws the data away first.
+    #[arg(long)]
+    reset: bool,
+    /// Folder with PostgreSQL's programs. Default: the newest found on this machine.
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+}
+
+/// Runs until Ctrl-C.
+pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
+    let base = Hostname::parse(&args.base_domain).context("--base-domain")?;
+    let ports = Ports::pick(args.https_port, args.http_port, args.admin_port)?;
+    let dir = DataDir::open(&args.data_dir)?;
+    if let Some(ready) = &args.ready_file {
+        files::remove(ready)?;
+    }
+    let binaries = cluster::find(args.pg_bin.as_deref())?;
+    if args.reset {
+        cluster::stop_leftover(&binaries, &dir).await?;
+        dir.reset()?;
+    }
+    let mut cluster = Cluster::start(&binaries, &dir).await?;
+    let served = serve(&args, &dir, &base, ports, &mut cluster).await;
+    println!("stopping PostgreSQL");
+    let stopped = cluster.stop().await;
+    served.and(stopped)
+}
+
+async fn serve(
+    args: &DevArgs,
+    dir: &DataDir,
+    base: &Hostname,
+    ports: Ports,
+    cluster: &mut Cluster,
+) -> anyhow::Result<()> {
+    certificates::ensure(dir, base)?;
+    dir.ensure_master_key()?;
+    dir.write_config(base, ports, cluster)?;
+    let file = ConfigFile::load(&dir.config())?;
+    let settings = file.settings()?;
+    cli::start_logging(&settings)?;
+
+    let organisations = prepare(&settings, cluster, dir).await?;
+    let api = gmah_api::server::start(&settings, ApiConfig::from_file(&file)?).await?;
+    let router = match gmah_router::server::start(&settings, RouterConfig::from_file(&file)?).await {
+        Ok(router) => router,
+        Err(e) => {
+            api.stop().await;
+            return Err(e.into());
+        }
+    };
+    let ready = async {
+        let hosts: Vec<_> = organisations.tenants.iter().map(|t| t.host.clone()).collect();
+        probe::until_served(router.https, &dir.ca(), &hosts, Duration::from_secs(30)).await?;
+        let info = summary::Info {
+            https: router.https,
+            http: router.http,
+            admin: router.admin,
+            api: api.address,
+            api_admin: api.admin,
+            base: base.clone(),
+            organisations: &organisations,
+            dir,
+            cluster,
+        };
+        if let Some(path) = &args.ready_file {
+            files::write_private(path, info.json().to_string().as_bytes())?;
+        }
+        println!("{}", info.text());
+        anyhow::Ok(())
+    };
+    let result = match ready.await {
+        // Losing the arm of the cluster loses nothing: it is stopped right after.
+        Ok(()) => tokio::select! {
+            told = cli::told_to_stop() => told,
+            died = cluster.died() => Err(died),
+        },
+        Err(e) => Err(e),
+    };
+    println!("stopping");
+    router.stop().await;
+    api.stop().await;
+    if let Some(path) = &args.ready_file {
+        files::remove(path)?;
+    }
+    result
+}
+
+/// Master database, keys, the server, demo organisations.
+async fn prepare(
+    settings: &Settings,
+    cluster: &Cluster,
+    dir: &DataDir,
+) -> anyhow::Result<organisations::Demo> {
+    master::create_if_absent(&settings.master, "postgres").await?;
+    let mut control = Control::open(settings.clone()).await?;
+    control.ensure_signing_key().await?;
+    control
+        .add_server(NewServer {
+            name: "local".into(),
+            host: cluster.host().into(),
+            port: cluster.port(),
+            admin_user: cluster::SUPERUSER.into(),
+            admin_password: Some(cluster.password().clone()),
+            max_databases: 10_000,
+        })
+        .await?;
+    organisations::ensure(&mut control, dir).await
+}
+
+/// An address of this machine only.
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}

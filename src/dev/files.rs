@@ -1,0 +1,188 @@
+//! The data folder: what lies where, and who may read it.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use gmah_shared::hostname::Hostname;
+use gmah_shared::secret::MasterKey;
+use secrecy::ExposeSecret as _;
+
+use super::cluster::{Cluster, SUPERUSER};
+use super::loopback;
+
+/// The folder, held by this process.
+pub(super) struct DataDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// Ports of this run. The api's are always free ones.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ports {
+    https: u16,
+    http: u16,
+    admin: u16,
+    api: u16,
+    api_admin: u16,
+}
+
+impl Ports {
+    /// Checks the wanted ports and picks free ones for 0. All are held until all are picked, so they differ.
+    pub(super) fn pick(https: u16, http: u16, admin: u16) -> anyhow::Result<Self> {
+        let mut held = Vec::new();
+        let mut one = |flag: &str, port: u16| {
+            let listener = TcpListener::bind(loopback(port)).with_context(|| {
+                format!(
+                    "{flag} {port}: the port is not free (another gmah dev? choose one with {flag}, or 0)"
+                )
+            })?;
+            let port = listener.local_addr()?.port();
+            held.push(listener);
+            anyhow::Ok(port)
+        };
+        Ok(Self {
+            https: one("--https-port", https)?,
+            http: one("--http-port", http)?,
+            admin: one("--admin-port", admin)?,
+            api: one("api", 0)?,
+            api_admin: one("api admin", 0)?,
+        })
+    }
+}
+
+impl DataDir {
+    /// Makes the folder if need be, and holds it: two processes must not share one.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let root = std::path::absolute(path)?;
+        fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        // Others may pass through, because PostgreSQL may run as another user, but not look around.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o711))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("dev.lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!("another gmah dev is running in {}", root.display()),
+            Err(TryLockError::Error(e)) => return Err(e).context("dev.lock"),
+        }
+        Ok(Self { root, _lock: lock })
+    }
+
+    /// Throws away what earlier runs made, and nothing else.
+    pub(super) fn reset(&self) -> anyhow::Result<()> {
+        for name in ["pg", "certs", "secrets"] {
+            remove_tree(&self.root.join(name))?;
+        }
+        for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster"] {
+            remove(&self.root.join(name))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.root.join("gmah.toml")
+    }
+
+    pub(super) fn ca(&self) -> PathBuf {
+        self.root.join("certs/ca.pem")
+    }
+
+    /// A folder below, for this user only.
+    pub(super) fn private_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+        Ok(path)
+    }
+
+    /// A secret that is made once.
+    pub(super) fn ensure_secret(&self, name: &str, make: impl FnOnce() -> String) -> anyhow::Result<String> {
+        let path = self.private_dir("secrets")?.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let text = make();
+                write_private(&path, text.as_bytes())?;
+                Ok(text)
+            }
+            Err(e) => Err(e).with_context(|| path.display().to_string()),
+        }
+    }
+
+    pub(super) fn ensure_master_key(&self) -> anyhow::Result<()> {
+        self.ensure_secret("master.key", || MasterKey::generate_text().expose_secret().to_owned()).map(drop)
+    }
+
+    /// The configuration of this run, which every other command takes too.
+    pub(super) fn write_config(
+        &self,
+        base: &Hostname,
+        ports: Ports,
+        cluster: &Cluster,
+    ) -> anyhow::Result<()> {
+        let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
+        let text = format!(
+            "# Written by `gmah dev` at every start.\n\
+             base_domain = \"{base}\"\n\
+             public_https_port = {https}\n\
+             default_modules = [\"loans\"]\n\
+             \n[log]\nformat = \"text\"\nfilter = \"info,pingora_core=warn,pingora_proxy=warn,tokio_postgres=warn\"\n\
+             \n[master]\nhost = \"{pg_host}\"\nport = {pg_port}\nuser = \"{SUPERUSER}\"\n\
+             password_file = {password}\ndatabase = \"gmah_master\"\n\
+             \n[secrets]\nmaster_key_file = {key}\n\
+             \n[router]\nhttps = \"{router_https}\"\nhttp = \"{router_http}\"\nadmin = \"{router_admin}\"\n\
+             certificate_file = {certificate}\nkey_file = {certificate_key}\n\
+             \n[router.api]\naddresses = [\"{api}\"]\n\
+             \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
+             \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n",
+            https = ports.https,
+            pg_host = cluster.host(),
+            pg_port = cluster.port(),
+            password = quoted(self.path("secrets/postgres.password")),
+            key = quoted(self.path("secrets/master.key")),
+            router_https = loopback(ports.https),
+            router_http = loopback(ports.http),
+            router_admin = loopback(ports.admin),
+            certificate = quoted(self.path("certs/server.pem")),
+            certificate_key = quoted(self.path("certs/server.key")),
+            api = loopback(ports.api),
+            api_admin = loopback(ports.api_admin),
+        );
+        write_private(&self.config(), text.as_bytes())
+    }
+}
+
+/// Writes a file that only this user can read, whole or not at all.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let half = path.with_extension("half");
+    let written = (|| {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&half)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&half, path)
+    })();
+    written.with_context(|| path.display().to_string())
+}
+
+/// Removes a file; that there is none is fine.
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder and what is in it; that there is none is fine.
+pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
