@@ -1,1 +1,23 @@
-//! Integration tests.
+//! Integration tests: a real PostgreSQL, real TLS, both roles, the real binary.
+//!
+//! `gmah dev` gives each test its own cluster, organisations and roles ([`harness::dev`]); a test that needs other
+//! bounds or a recording backend starts its own roles beside it ([`harness::roles`]). Tests carry the ids of the
+//! adversarial cases that they hold.
+
+mod harness;
+
+mod catalog;
+mod cli;
+mod dev;
+mod drain;
+mod faults;
+mod headers;
+mod hosts;
+mod isolation;
+mod members;
+mod metrics;
+mod pools;
+mod provision;
+mod sql;
+mod tls;
+mod tokens;

@@ -208,6 +208,10 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     })
 }
 
+/// Every statement, by name, for a test that prepares them and looks at their plans.
+pub const STATEMENTS: &[(&str, &str)] =
+    &[("by_slug", BY_SLUG), ("by_domain", BY_DOMAIN), ("detail", DETAIL), ("keys", KEYS)];
+
 /// Index: organizations_slug.
 const BY_SLUG: &str = "select id, slug, status, generation, revision from organizations
     where slug = $1 and status <> 'deleted'";

@@ -1,0 +1,128 @@
+//! Family C on the wire: one query for many, notices, floods.
+
+use std::time::Duration;
+
+use crate::harness::{Dev, eventually};
+
+const LOADS: &str = "gmah_catalog_loads_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c04_two_hundred_first_requests_make_one_query() {
+    let dev = Dev::start().await;
+    dev.create("nice").await;
+    let before = dev.metrics("admin").await.sum(LOADS, &["hosts"]);
+    let asks: Vec<_> = (0..200)
+        .map(|_| {
+            let (client, host) = (dev.client.clone(), dev.host("nice"));
+            gmah_shared::tasks::detach(
+                "ask",
+                async move { client.get(&host, "/api/v1/tenant", &[]).await.slug() },
+            )
+        })
+        .collect();
+    for ask in asks {
+        assert_eq!(ask.await.expect("joined"), (200, "nice".into()));
+    }
+    assert_eq!(dev.metrics("admin").await.sum(LOADS, &["hosts"]) - before, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c03_changes_are_seen_within_a_second() {
+    let dev = Dev::start().await;
+    assert_eq!(dev.get("nice", "/api/v1/tenant").await.status, 404);
+    dev.create("nice").await;
+    assert_eq!(
+        dev.get("nice", "/api/v1/tenant").await.slug(),
+        (200, "nice".into()),
+        "the negative entry is gone"
+    );
+    let second = Duration::from_secs(1);
+    let becomes = |status: u16| {
+        let dev = &dev;
+        async move {
+            let what = format!("nice answers {status}");
+            eventually(
+                &what,
+                second,
+                || async { dev.get("nice", "/api/v1/tenant").await.status },
+                |s| *s == status,
+            )
+            .await
+        }
+    };
+    for (command, status) in [
+        (vec!["tenant", "suspend", "nice"], 403),
+        (vec!["tenant", "resume", "nice"], 200),
+        (vec!["tenant", "maintenance", "nice", "on"], 503),
+        (vec!["tenant", "maintenance", "nice", "off"], 200),
+    ] {
+        assert!(dev.cli(&command).await.status.success(), "{command:?}");
+        becomes(status).await;
+    }
+    // A change of a module is a change of the organisation.
+    let sql = "update organization_features set enabled = false where module = 'loans' and organization_id =
+               (select id from organizations where slug = 'nice')";
+    dev.execute("gmah_master", sql).await;
+    eventually(
+        "the module is off",
+        second,
+        || async { dev.get("nice", "/api/v1/tenant").await.json()["modules"].clone() },
+        |m| *m == serde_json::json!([]),
+    )
+    .await;
+}
+
+/// A custom domain that is active leads to its organisation; one that is not leads nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_domains_by_their_state() {
+    use crate::harness::{origin::Origin, roles};
+    let dev = Dev::start().await;
+    let origin = Origin::ok().await;
+    // A certificate that covers the custom domain as well.
+    let folder = tempfile::tempdir().expect("folder");
+    let pem = crate::tls::certificate(&dev, &["*.gmah.localhost", "shop.paris.test"]);
+    std::fs::write(folder.path().join("c.pem"), pem.0).expect("certificate");
+    std::fs::write(folder.path().join("k.pem"), pem.1).expect("key");
+    let (router, client) = roles::router(&dev, &[origin.address], |_, c| {
+        c.router.certificate_file = folder.path().join("c.pem");
+        c.router.key_file = folder.path().join("k.pem");
+    })
+    .await;
+    let ask = || async { client.get("shop.paris.test", "/", &[]).await.status };
+    assert_eq!(ask().await, 404);
+    let insert = "insert into organization_domains (hostname, organization_id, status)
+                  select 'shop.paris.test', id, 'pending' from organizations where slug = 'paris'";
+    dev.execute("gmah_master", insert).await;
+    assert_eq!(ask().await, 404, "claimed is not verified");
+    dev.execute("gmah_master", "update organization_domains set status = 'active'").await;
+    eventually("the domain answers", Duration::from_secs(2), ask, |s| *s == 200).await;
+    assert!(origin.take().iter().any(|r| r.all("host") == ["shop.paris.test"]));
+    dev.execute("gmah_master", "update organization_domains set status = 'removed'").await;
+    eventually("the domain is gone", Duration::from_secs(2), ask, |s| *s == 404).await;
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r12_random_hosts_cost_one_query_each_and_evict_nobody() {
+    let dev = Dev::start().await;
+    dev.get("paris", "/api/v1/tenant").await;
+    let before = dev.metrics("admin").await;
+    let h2 = dev.client.http2(&dev.host("paris")).await;
+    for n in 0..500 {
+        for _ in 0..2 {
+            let answer = h2.get(&dev.host(&format!("r{n}x")), "/").await.expect("answer");
+            assert_eq!(answer.status, 404);
+        }
+    }
+    let after = dev.metrics("admin").await;
+    assert_eq!(after.sum(LOADS, &["hosts"]) - before.sum(LOADS, &["hosts"]), 500.0);
+    let hits = |m: &crate::harness::dev::Metrics| m.sum("gmah_catalog_lookups_total", &["hosts", "\"hit\""]);
+    dev.get("paris", "/api/v1/tenant").await;
+    assert_eq!(hits(&dev.metrics("admin").await) - hits(&after), 1.0, "paris was not evicted");
+    assert_eq!(after.series(), before.series(), "no series by host");
+    // What cannot be a slug is answered without the master.
+    for host in ["a..gmah.localhost", "x.gmah.localhost", "admin.gmah.localhost", "no--slug.gmah.localhost"] {
+        let _ = h2.get(host, "/").await;
+    }
+    assert_eq!(dev.metrics("admin").await.sum(LOADS, &["hosts"]), after.sum(LOADS, &["hosts"]));
+}

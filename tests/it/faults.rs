@@ -1,0 +1,196 @@
+//! What is away, and who notices: master, a tenant's database, the api, PostgreSQL as a whole.
+
+use std::time::Duration;
+
+use crate::harness::{Dev, eventually, roles};
+
+const HEALS: Duration = Duration::from_secs(15);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn q12_r13_master_away() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    dev.get("lyon", "/api/v1/tenant").await;
+    dev.set_reachable("gmah_master", false).await;
+    for _ in 0..5 {
+        assert_eq!(
+            dev.get("paris", "/api/v1/tenant").await.slug(),
+            (200, "paris".into()),
+            "known: from the cache"
+        );
+        assert_eq!(dev.get_as("paris", "/api/v1/members", &token).await.status, 200, "with its own database");
+        let unknown = dev.get("unseen", "/").await;
+        assert_eq!((unknown.status, unknown.header("retry-after").is_some()), (503, true), "{unknown:?}");
+    }
+    for listener in ["admin", "api_admin"] {
+        let ready =
+            crate::harness::http::plain(crate::harness::dev::address(&dev.info[listener]), "/readyz").await;
+        assert_eq!(ready.status, 200, "{listener}");
+    }
+    dev.set_reachable("gmah_master", true).await;
+    eventually(
+        "unknown is unknown again",
+        HEALS,
+        || async { dev.get("unseen", "/").await.status },
+        |s| *s == 404,
+    )
+    .await;
+    // And notices come in again.
+    assert!(dev.cli(&["tenant", "suspend", "lyon"]).await.status.success());
+    eventually("lyon", HEALS, || async { dev.get("lyon", "/api/v1/tenant").await.status }, |s| *s == 403)
+        .await;
+}
+
+/// The master answers, but slowly: a black hole, not a refusal.
+#[tokio::test(flavor = "multi_thread")]
+async fn q12_slow_master() {
+    let dev = Dev::start().await;
+    dev.get("paris", "/api/v1/tenant").await;
+    let lock = dev.superuser("gmah_master").await;
+    lock.batch_execute("begin; lock table organizations in access exclusive mode").await.expect("locked");
+    let began = std::time::Instant::now();
+    assert_eq!(dev.get("unseen", "/").await.status, 503);
+    assert!(began.elapsed() < Duration::from_secs(8), "within the deadline");
+    assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200);
+    lock.batch_execute("rollback").await.expect("unlocked");
+    eventually("heals", HEALS, || async { dev.get("unseen", "/").await.status }, |s| *s == 404).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn q10_a_tenants_database_away() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    let members = |slug: &'static str, token: &str| {
+        let (dev, token) = (&dev, token.to_owned());
+        async move { dev.get_as(slug, "/api/v1/members", &token).await }
+    };
+    assert_eq!(members("lyon", &lyon).await.status, 200);
+    for how in ["closed", "renamed"] {
+        let postgres = dev.superuser("postgres").await;
+        dev.set_reachable("gmah_org_lyon", false).await;
+        if how == "renamed" {
+            postgres
+                .batch_execute("alter database gmah_org_lyon rename to elsewhere")
+                .await
+                .expect("renamed");
+        }
+        for _ in 0..5 {
+            let seen = members("lyon", &lyon).await;
+            assert_eq!((seen.status, seen.header("retry-after").is_some()), (503, true), "{how}: {seen:?}");
+            for leak in ["gmah_org", "postgres", "127.0.0.1", "database \""] {
+                assert!(!seen.body.contains(leak), "A-18: {seen:?}");
+            }
+            assert_eq!(members("paris", &paris).await.status, 200, "{how}: others are not touched");
+            // What needs no database is answered.
+            assert_eq!(dev.get("lyon", "/api/v1/tenant").await.status, 200);
+        }
+        if how == "renamed" {
+            postgres
+                .batch_execute("alter database elsewhere rename to gmah_org_lyon")
+                .await
+                .expect("renamed");
+        }
+        dev.set_reachable("gmah_org_lyon", true).await;
+        eventually("lyon heals", HEALS, || members("lyon", &lyon), |a| a.status == 200).await;
+    }
+}
+
+/// Q-07, rule 5: a database that is not the organisation's serves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn q07_wrong_database() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    let paris_id = dev.get("paris", "/api/v1/tenant").await.json()["id"].as_str().expect("id").to_owned();
+    let alarm = || async { dev.metrics("api_admin").await.sum("gmah_api_identity_mismatches_total", &[]) };
+    let ask = || async { dev.get_as("paris", "/api/v1/members", &paris).await.status };
+    assert_eq!(ask().await, 200);
+    let org = |set: &str| format!("update organizations set {set} where slug = 'paris'");
+    let identity = |set: &str| format!("update gmah_identity set {set}");
+    let kick = "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'gmah_org_paris'";
+    let cases = [
+        // The identity row is another's, of another placement, tombstoned, or gone.
+        (
+            "gmah_org_paris",
+            identity("organization_id = gen_random_uuid()"),
+            identity(&format!("organization_id = '{paris_id}'")),
+        ),
+        ("gmah_org_paris", identity("placement = 2"), identity("placement = 1")),
+        ("gmah_org_paris", identity("tombstoned_at = now()"), identity("tombstoned_at = null")),
+        (
+            "gmah_org_paris",
+            "alter table gmah_identity rename to x".into(),
+            "alter table x rename to gmah_identity".into(),
+        ),
+        // The catalog points to lyon's database, with rights to enter it.
+        ("gmah_master", org("database_name = 'elsewhere'"), org("database_name = 'gmah_org_paris'")),
+    ];
+    for (database, break_it, mend_it) in cases {
+        let before = alarm().await;
+        if database == "gmah_master" {
+            // Paris's role is let into a copy of lyon's database, as a careless operator might.
+            dev.set_reachable("gmah_org_lyon", false).await;
+            dev.execute("postgres", "create database elsewhere template gmah_org_lyon owner gmah_org_paris")
+                .await;
+            dev.set_reachable("gmah_org_lyon", true).await;
+        }
+        dev.execute(database, &break_it).await;
+        dev.execute("postgres", kick).await;
+        eventually(&break_it, HEALS, ask, |s| *s == 503).await;
+        eventually("stays so", Duration::from_secs(3), ask, |s| *s == 503).await;
+        assert!(alarm().await > before, "{break_it}: no alarm");
+        assert_eq!(dev.get_as("lyon", "/api/v1/members", &lyon).await.status, 200, "{break_it}");
+        dev.execute(database, &mend_it).await;
+        eventually(&mend_it, HEALS, ask, |s| *s == 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_away_and_back() {
+    let dev = Dev::start().await;
+    let api = roles::api(&dev, |_, _| {}).await;
+    let address = api.address;
+    let (router, client) = roles::router(&dev, &[address], |_, _| {}).await;
+    let paris = dev.host("paris");
+    let ask = || async { client.get(&paris, "/api/v1/tenant", &[]).await };
+    assert_eq!(ask().await.status, 200);
+    api.stop().await;
+    let gone = ask().await;
+    assert_eq!((gone.status, gone.code()), (502, "bad_gateway".into()));
+    assert!(!gone.body.contains("127.0.0.1"));
+    let page = client.get(&paris, "/", &[("Accept", "text/html,application/json;q=0.9")]).await;
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let again = roles::api(&dev, |_, c| c.api.listen = address).await;
+    assert_eq!(eventually("back", HEALS, ask, |a| a.status == 200).await.slug(), (200, "paris".into()));
+    router.stop().await;
+    again.stop().await;
+}
+
+/// The cluster dies and comes back: nothing needs a restart, nothing acknowledged is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_session_ended_at_once() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    let bearer = format!("Bearer {token}");
+    let mut acknowledged = Vec::new();
+    for n in 0..30 {
+        let body = serde_json::json!({"first_name": "Ada", "last_name": format!("L{n}"), "email": null, "phone": null});
+        let headers = [("Authorization", bearer.as_str())];
+        if n % 5 == 2 {
+            dev.execute(
+                "postgres",
+                "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname is not null",
+            )
+            .await;
+        }
+        let answer = dev.post("paris", "/api/v1/members", &headers, &body).await;
+        assert!(matches!(answer.status, 201 | 503), "{answer:?}");
+        if answer.status == 201 {
+            acknowledged.push(answer.json()["id"].as_str().expect("id").to_owned());
+        }
+    }
+    assert!(acknowledged.len() >= 15, "{} of 30", acknowledged.len());
+    for id in acknowledged {
+        let path = format!("/api/v1/members/{id}");
+        eventually("there", HEALS, || dev.get_as("paris", &path, &token), |a| a.status == 200).await;
+    }
+}

@@ -1,0 +1,59 @@
+//! Roles in the test's own process, on the master of a running `gmah dev`, with other bounds or another backend.
+
+use std::net::SocketAddr;
+
+use gmah_api::config::ApiConfig;
+use gmah_api::server::RunningApi;
+use gmah_router::config::RouterConfig;
+use gmah_router::server::RunningRouter;
+use gmah_shared::config::Settings;
+
+use super::Dev;
+use super::http::Client;
+
+fn free() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// A router in front of `backends`.
+pub(crate) async fn router(
+    dev: &Dev,
+    backends: &[SocketAddr],
+    change: impl FnOnce(&mut Settings, &mut RouterConfig),
+) -> (RunningRouter, Client) {
+    let mut settings = dev.settings();
+    let mut config = RouterConfig::from_file(&dev.config()).expect("configuration");
+    (config.router.https, config.router.http, config.router.admin) = (free(), free(), free());
+    config.router.api.addresses = backends.to_vec();
+    change(&mut settings, &mut config);
+    let router = gmah_router::server::start(&settings, config).await.expect("router");
+    let client = dev.client.at(router.https);
+    // The keys are read in the background.
+    let admin = router.admin;
+    super::eventually(
+        "router ready",
+        std::time::Duration::from_secs(10),
+        || async move { super::http::plain(admin, "/readyz").await.status },
+        |status| *status == 200,
+    )
+    .await;
+    (router, client)
+}
+
+/// An api.
+pub(crate) async fn api(dev: &Dev, change: impl FnOnce(&mut Settings, &mut ApiConfig)) -> RunningApi {
+    let mut settings = dev.settings();
+    let mut config = ApiConfig::from_file(&dev.config()).expect("configuration");
+    (config.api.listen, config.api.admin) = (free(), free());
+    change(&mut settings, &mut config);
+    let api = gmah_api::server::start(&settings, config).await.expect("api");
+    let admin = api.admin;
+    super::eventually(
+        "api ready",
+        std::time::Duration::from_secs(10),
+        || async move { super::http::plain(admin, "/readyz").await.status },
+        |status| *status == 200,
+    )
+    .await;
+    api
+}

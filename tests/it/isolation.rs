@@ -1,0 +1,186 @@
+//! The isolation matrix: every route of the api with another organisation's token, login and ids. It goes through the
+//! api's own table of routes, and a route that it does not know how to ask fails it.
+
+use gmah_api::routes::{Access, Route, TABLE};
+use serde_json::{Value, json};
+
+use crate::harness::dev::{address, text};
+use crate::harness::http::{exchange, request};
+use crate::harness::{Answer, Dev};
+
+/// A well-formed request to a route, for an organisation whose member is `member`.
+fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
+    match (route.method, route.path) {
+        ("GET", "/api/v1/tenant" | "/api/v1/auth/me" | "/api/v1/members") => (route.path.into(), None),
+        ("POST", "/api/v1/auth/logout") => (route.path.into(), None),
+        ("POST", "/api/v1/auth/login") => {
+            (route.path.into(), Some(json!({"email": "admin@paris.example", "password": "wrong password"})))
+        }
+        ("POST", "/api/v1/auth/refresh") => {
+            (route.path.into(), Some(json!({"refresh_token": "A".repeat(43)})))
+        }
+        ("POST", "/api/v1/members") => {
+            (route.path.into(), Some(json!({"first_name": "Ada", "last_name": "Lovelace"})))
+        }
+        ("GET", "/api/v1/members/{id}") => (format!("/api/v1/members/{member}"), None),
+        (method, path) => panic!("{method} {path} is missing from the isolation matrix"),
+    }
+}
+
+struct World {
+    dev: Dev,
+    paris: String,
+    paris_member: String,
+    paris_canary: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dev = Dev::start().await;
+        let paris = dev.login("paris").await;
+        let canary = format!("CANARY-{}", uuid::Uuid::new_v4());
+        let body = json!({"first_name": canary, "last_name": "Paris"});
+        let bearer = format!("Bearer {paris}");
+        let made = dev.post("paris", "/api/v1/members", &[("Authorization", &bearer)], &body).await;
+        assert_eq!(made.status, 201);
+        let paris_member = text(&made.json()["id"]).to_owned();
+        Self { dev, paris, paris_member, paris_canary: canary }
+    }
+
+    async fn send(&self, slug: &str, route: &Route, member: &str, bearer: Option<&str>) -> Answer {
+        let (path, body) = ask(route, member);
+        let authorization = bearer.map(|b| format!("Bearer {b}"));
+        let headers: Vec<_> = authorization.iter().map(|a| ("Authorization", a.as_str())).collect();
+        let body = body.map(|b| b.to_string());
+        let host = self.dev.host(slug);
+        self.dev.client.send(route.method, &host, &path, &headers, body.as_deref()).await
+    }
+
+    /// Nothing of paris in any part of an answer.
+    fn clean(&self, answer: &Answer) {
+        let all = format!("{answer:?}");
+        for secret in [&self.paris_canary, &self.paris_member, "gmah_org_paris"] {
+            assert!(!all.contains(secret), "{secret} in {all}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a01_a02_every_route_with_anothers_everything() {
+    let w = World::new().await;
+    let lyon = w.dev.login("lyon").await;
+    let mut tried = 0;
+    for route in TABLE {
+        let name = format!("{} {}", route.method, route.path);
+        // Without a login.
+        let seen = w.send("lyon", route, &w.paris_member, None).await;
+        w.clean(&seen);
+        match route.access {
+            Access::User => assert_eq!((seen.status, seen.code()), (401, "unauthenticated".into()), "{name}"),
+            Access::Tenant => assert!(matches!(seen.status, 200 | 401), "{name}: {seen:?}"),
+        }
+        // Paris's login at lyon; and logins that are nobody's.
+        let nobody = "A".repeat(43);
+        for bearer in [w.paris.as_str(), nobody.as_str(), "", "x"] {
+            let seen = w.send("lyon", route, &w.paris_member, Some(bearer)).await;
+            w.clean(&seen);
+            if route.access == Access::User {
+                assert_eq!(seen.status, 401, "{name} with a bearer of paris");
+            }
+            tried += 1;
+        }
+        // Lyon's login, paris's ids; at its own host lyon may do what it likes with its own.
+        if route.path.contains("{id}") {
+            for id in [w.paris_member.as_str(), &uuid::Uuid::new_v4().to_string()] {
+                let seen = w.send("lyon", route, id, Some(&lyon)).await;
+                w.clean(&Answer { body: seen.body.replace(id, ""), ..seen.clone() });
+                assert_eq!((seen.status, seen.code()), (404, "not_found".into()), "{name} {id}");
+                tried += 1;
+            }
+        }
+        // The hospital has not that module.
+        if route.module == Some("loans") {
+            let hospital = w.dev.login("hopital-central").await;
+            let seen = w.send("hopital-central", route, &w.paris_member, Some(&hospital)).await;
+            assert_eq!((seen.status, seen.code()), (404, "module_disabled".into()), "{name}");
+        }
+        // The api itself, past the router: without a token, and with lyon's token under paris's host.
+        let (path, body) = ask(route, &w.paris_member);
+        let body = body.map(|b| b.to_string());
+        let paris_host = w.dev.host("paris");
+        let bearer = format!("Bearer {}", w.paris);
+        for headers in [vec![], vec![("Authorization", bearer.as_str())]] {
+            let mut api = tokio::net::TcpStream::connect(address(&w.dev.info["api"])).await.expect("api");
+            let bytes = request(route.method, &paris_host, &path, &headers, body.as_deref());
+            let seen = exchange(&mut api, &bytes).await;
+            w.clean(&seen);
+            assert_eq!((seen.status, seen.code()), (401, "invalid_tenant_token".into()), "{name}");
+            tried += 1;
+        }
+        // Another method on the same path.
+        let seen = w.dev.client.send("PATCH", &w.dev.host("lyon"), &path, &[], None).await;
+        assert_eq!(seen.status, 405, "{name}");
+    }
+    assert!(tried > 45, "{tried}");
+    // Paris has what is paris's, exactly once, and lyon's list has nothing of it.
+    let own = w.dev.get_as("paris", &format!("/api/v1/members/{}", w.paris_member), &w.paris).await;
+    assert_eq!(own.json()["first_name"], w.paris_canary.as_str());
+    let mut cursor = String::new();
+    loop {
+        let page = w.dev.get_as("lyon", &format!("/api/v1/members?limit=200{cursor}"), &lyon).await;
+        w.clean(&page);
+        match page.json()["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    // A cursor of paris is none of lyon's.
+    let page = w.dev.get_as("paris", "/api/v1/members?limit=5", &w.paris).await;
+    let next = page.json()["next_cursor"].as_str().expect("more").to_owned();
+    let seen = w.dev.get_as("lyon", &format!("/api/v1/members?cursor={next}"), &lyon).await;
+    assert_eq!((seen.status, seen.code()), (400, "malformed".into()), "A-03");
+}
+
+/// what is for operators is not reachable from outside, at any host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a07_operators_doors_are_closed() {
+    let dev = Dev::start().await;
+    for slug in ["paris", "admin", "app", "nobody"] {
+        for path in [
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/admin",
+            "/internal",
+            "/debug/pprof",
+            "/api/v1/admin",
+            "/.well-known/jwks.json",
+            "/api/v1/admin/tenants",
+        ] {
+            let seen = dev.get(slug, path).await;
+            assert_eq!(seen.status, 404, "{slug} {path}: {seen:?}");
+        }
+    }
+}
+
+/// A request that is answered by lyon under load never sees paris, whatever is going on around it.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_never_cross_under_load() {
+    let w = std::sync::Arc::new(World::new().await);
+    let lyon = w.dev.login("lyon").await;
+    let tasks: Vec<_> = (0..8)
+        .map(|k| {
+            let (w, lyon) = (w.clone(), lyon.clone());
+            gmah_shared::tasks::detach("load", async move {
+                for n in 0..40 {
+                    let (slug, token) = if (n + k) % 2 == 0 { ("paris", &w.paris) } else { ("lyon", &lyon) };
+                    let seen = w.dev.get_as(slug, "/api/v1/auth/me", token).await;
+                    assert_eq!(seen.json()["email"], format!("admin@{slug}.example"), "{seen:?}");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no answer crossed");
+    }
+}
