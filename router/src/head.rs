@@ -192,7 +192,9 @@ impl<'a> Seen<'a> {
         // Few fields concern us; their lengths tell most others apart.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
-                if self.host.replace(value).is_some() {
+                // Bytes that no host name has, in front of the framework, which has a refusal of its own for some.
+                let fine = value.iter().all(|b| is_host_byte(*b));
+                if self.host.replace(value).is_some() || !fine {
                     return Err(Rejection::BadHost);
                 }
                 Ok(())
@@ -267,6 +269,11 @@ fn trim(value: &[u8]) -> &[u8] {
     let start = value.iter().position(|b| !blank(b)).unwrap_or(value.len());
     let end = value.iter().rposition(|b| !blank(b)).map_or(start, |n| n + 1);
     &value[start..end]
+}
+
+/// Letters, digits, what separates them, a port; and bytes of a name that is yet to become A-labels.
+fn is_host_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':') || b >= 0x80
 }
 
 /// RFC 9110, section 5.6.2.

@@ -94,6 +94,9 @@ const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
 /// # Errors
 /// As [`to_backend`].
 pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+    for name in nominated(&response.headers) {
+        response.remove_header(&name);
+    }
     let doomed = names(&response.headers, |name| is_ours(name) && !name.starts_with("x-forwarded"));
     for name in doomed {
         response.remove_header(&name);
@@ -103,6 +106,19 @@ pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> 
     }
     response.remove_header(&header::SERVER);
     response.insert_header("X-Request-ID", ctx.request_id.as_str())
+}
+
+/// What a backend's `Connection` nominates is for the hop between us (RFC 9110, section 7.6.1). Framing is not, whatever
+/// it says, and an upgrade needs its field.
+fn nominated(headers: &HeaderMap<HeaderValue>) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    values
+        .flat_map(|v| v.split(','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim().as_bytes()).ok())
+        .filter(|n| {
+            !matches!(n.as_str(), "content-length" | "transfer-encoding" | "upgrade" | "close" | "keep-alive")
+        })
+        .collect()
 }
 
 /// Removes our names from trailers.

@@ -12,6 +12,8 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::authority;
 use crate::ctx::{ConnectionInfo, RequestCtx};
 use crate::headers;
@@ -33,6 +35,8 @@ pub struct Edge {
     pub max_body: u64,
     /// Port of HTTPS as browsers see it.
     pub public_https_port: u16,
+    /// Cancelled when the router is to stop: then every response says that its connection ends.
+    pub stop: CancellationToken,
 }
 
 /// The framework's handle on it.
@@ -195,7 +199,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
@@ -206,6 +210,10 @@ impl ProxyHttp for Proxy {
             let mut error = Error::new_up(upstream::STALE);
             error.set_retry(true);
             return Err(error);
+        }
+        if self.0.stop.is_cancelled() {
+            let session: &mut ServerSession = session.as_mut();
+            session.set_keepalive(None);
         }
         headers::to_client(response, ctx)
     }

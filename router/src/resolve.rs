@@ -34,6 +34,7 @@ pub struct Route {
 
 struct Minted {
     value: HeaderValue,
+    kid: Box<str>,
     reuse_until: u64,
 }
 
@@ -162,6 +163,7 @@ impl Resolver {
         if !is_neutral
             && let Some(minted) = route.minted.load().as_deref()
             && now < minted.reuse_until
+            && self.signer.signs_with(&minted.kid)
         {
             return Ok(minted.value.clone());
         }
@@ -173,7 +175,8 @@ impl Resolver {
         let mut value = HeaderValue::from_str(&text).map_err(|_| Rejection::NoSigningKey)?;
         value.set_sensitive(true);
         if !is_neutral {
-            let minted = Minted { value: value.clone(), reuse_until: now + REUSE_SECONDS };
+            let kid = self.signer.kid().unwrap_or_default();
+            let minted = Minted { value: value.clone(), kid, reuse_until: now + REUSE_SECONDS };
             route.minted.store(Some(Arc::new(minted)));
         }
         Ok(value)

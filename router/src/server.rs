@@ -145,6 +145,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         Resolver::loader(store.clone()),
         CacheMetrics::register(&metrics.registry, "hosts")?,
     );
+    let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
     let signer = Signer::new(keyring.clone());
     let edge = Arc::new(Edge {
@@ -153,6 +154,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         metrics: metrics.clone(),
         max_body: config.limits.max_body_bytes.get() as u64,
         public_https_port: settings.public_https_port,
+        stop: stop.clone(),
     });
     let gate = Arc::new(Gate {
         addresses: Addresses::new(&config.limits),
@@ -178,7 +180,6 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     tasks.spawn_forever("keyring", keep_keys(store, keyring, reload));
 
     let (shutdown, shutdown_watch) = watch::channel(false);
-    let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let workers = match config.workers.get() {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,

@@ -48,7 +48,7 @@ async fn h01_to_h28_the_host_field() {
     let too_long_label = format!("{}.{b}", "a".repeat(64));
     let too_long = format!("{}.{b}", "a.".repeat(2000));
     let cases = [
-        (format!("PARIS.Gmah.LocalHost"), Slug("paris")),
+        ("PARIS.Gmah.LocalHost".into(), Slug("paris")),
         (format!("paris.{b}."), Slug("paris")),
         (format!("paris.{b}:443"), Slug("paris")),
         (format!("paris.{b}:8443"), Slug("paris")),

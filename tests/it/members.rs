@@ -111,7 +111,12 @@ async fn a04_q13_bad_input_is_named_and_changes_nothing() {
     let twice = ada().to_string().replacen('{', "{\"first_name\":\"Eva\",", 1);
     assert_eq!(raw("application/json", twice).await, Some(422), "one field twice");
     assert_eq!(raw("text/plain", ada().to_string()).await, Some(415));
-    assert_eq!(raw("application/json", "[".repeat(20_000)).await, Some(400), "depth");
+    assert_eq!(raw("application/json", "[".repeat(20_000)).await, Some(422), "depth");
+    assert_eq!(
+        raw("application/json", "[\"Ada\",\"Lovelace\",null,null]".into()).await,
+        Some(422),
+        "no object"
+    );
     let big = with("first_name", json!("a".repeat(2 << 20))).to_string();
     assert_eq!(raw("application/json; charset=utf-8", big).await, Some(413));
     assert_eq!(count(&dev).await, before);

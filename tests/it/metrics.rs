@@ -1,5 +1,7 @@
 //! Metrics: the contract's names, clean for Prometheus, bounded.
 
+use std::time::Duration;
+
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::Dev;
@@ -23,7 +25,12 @@ async fn names_are_the_contracts_and_promtool_is_clean() {
     let token = dev.login("paris").await;
     dev.get_as("paris", "/api/v1/members", &token).await;
     dev.get("nobody", "/").await;
-    let router = dev.metrics("admin").await;
+    // A request is counted when it has ended, which is after its answer was read.
+    let counted = |m: &crate::harness::dev::Metrics| {
+        m.sum("gmah_router_tenant_requests_total", &["_unknown", "4xx"]) > 0.0
+    };
+    let router =
+        crate::harness::eventually("counted", Duration::from_secs(2), || dev.metrics("admin"), counted).await;
     let api = dev.metrics("api_admin").await;
     for (metrics, name, labels) in [
         (&router, "gmah_router_tenant_requests_total", vec!["tenant=\"paris\"", "class=\"2xx\""]),
@@ -50,6 +57,7 @@ async fn ten_thousand_hosts_add_no_series() {
     let dev = Dev::start().await;
     dev.get("paris", "/api/v1/tenant").await;
     dev.get("nobody", "/").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let before = [dev.metrics("admin").await.series(), dev.metrics("api_admin").await.series()];
     let h2 = dev.client.http2(&dev.host("paris")).await;
     for batch in 0..100 {

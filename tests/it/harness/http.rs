@@ -202,9 +202,12 @@ pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, byte
     // The other side may close while we are still sending.
     let _ = stream.write_all(bytes).await;
     let mut out = Vec::new();
-    while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(1500), stream.read_buf(&mut out)).await {
-        if n == 0 {
-            break;
+    loop {
+        // Once a whole response is there, only what would be one too many is waited for.
+        let patience = if parse(&out).is_some() { 120 } else { 2500 };
+        match tokio::time::timeout(Duration::from_millis(patience), stream.read_buf(&mut out)).await {
+            Ok(Ok(n)) if n > 0 => {}
+            _ => break,
         }
     }
     out
@@ -212,8 +215,8 @@ pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, byte
 
 /// Whether the other side has closed the connection, or does so soon.
 pub(crate) async fn is_closed<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
-    let mut buf = [0u8; 64];
-    matches!(tokio::time::timeout(Duration::from_secs(3), stream.read(&mut buf)).await, Ok(Ok(0) | Err(_)))
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
 /// Status of the first response in `raw`.
