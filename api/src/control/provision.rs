@@ -130,6 +130,7 @@ impl Control {
         let hashing = tokio::task::spawn_blocking(move || password::hash(&to_hash));
         let access = self.access(r.server).await?;
         let server = access.connect("postgres").await?;
+        hold_on_server(&server, r).await?;
         operation.step(&self.master, "role").await?;
         ensure_role(&server, r).await?;
         operation.step(&self.master, "database").await?;
@@ -342,6 +343,18 @@ fn input(new: &NewTenant) -> Value {
 fn actor() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER"));
     format!("cli:{}", user.unwrap_or_else(|_| "unknown".into()))
+}
+
+/// One runner on the server as well: what a killed one had begun there (`CREATE DATABASE`) goes on until the server
+/// notices, and holds this until then. Ends with the session.
+async fn hold_on_server(server: &Client, r: &Reserved) -> Result<(), ControlError> {
+    let what = "waiting for an earlier run on the server";
+    server.batch_execute("set lock_timeout = '30s'").await.during(what)?;
+    server
+        .execute("select pg_advisory_lock(hashtextextended($1, 0))", &[&format!("gmah {}", r.database)])
+        .await
+        .during(what)?;
+    Ok(())
 }
 
 /// The role, with its mark and the password that the master holds.
