@@ -1,4 +1,4 @@
-//! Step 2: a [`VerifiedToken`](gmah_shared::token::VerifiedToken) becomes a [`TenantContext`].
+//! Step 2: a [`VerifiedToken`] becomes a [`TenantContext`].
 //!
 //! The layer here stands before every route. It compares the token's host with the request's own, its generation
 //! with the catalog, and the organisation's status with what may be served; it gives the request its deadline; and
