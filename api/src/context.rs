@@ -122,7 +122,8 @@ async fn current(app: &Arc<App>, token: &VerifiedToken) -> Result<Hit<DetailRow>
             // The router heard of a change before we did: read once more.
             std::cmp::Ordering::Greater if !reloaded => {
                 reloaded = true;
-                app.catalog.forget(&token.tenant);
+                let newer = token.generation;
+                app.catalog.forget_if(&token.tenant, |row| row.0.tenant.generation < newer);
             }
             std::cmp::Ordering::Greater => return Err(ApiError::Unavailable),
         }

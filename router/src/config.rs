@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
 use serde::Deserialize;
@@ -69,6 +70,9 @@ pub struct Limits {
     pub max_connections: Within<1, 10_000_000>,
     /// Largest request body in bytes. Default 32 MiB.
     pub max_body_bytes: Within<1, 1_099_511_627_776>,
+    /// An HTTP/2 request in which nothing moves for this long is reset: what a backend and a body may take together.
+    #[serde(skip)]
+    pub stall_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -83,6 +87,7 @@ impl Default for Limits {
             max_connections_per_address: Within::new(2000),
             max_connections: Within::new(50_000),
             max_body_bytes: Within::new(32 << 20),
+            stall_timeout: Duration::from_secs(65),
         }
     }
 }

@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::ctx::new_request_id;
-use crate::head::{self, MAX_HEAD, Progress};
+use crate::ctx::{Progress, new_request_id};
+use crate::head::{self, MAX_HEAD, Progress as Head};
 use crate::reject::Rejection;
 
 /// What serves requests, and how it is told to stop.
@@ -59,8 +59,10 @@ enum Awaited {
 /// Serves HTTP/1.1 until either side has had enough.
 pub async fn http1<H: Http>(mut stream: Stream, client: IpAddr, limits: &Limits, http: Arc<H>) {
     let mut settings = None;
+    // A connection that was accepted before a stop may have its first request on the way.
+    let mut grace = FIRST_GRACE;
     loop {
-        let head = match next_head(&mut stream, limits, http.stop()).await {
+        let head = match next_head(&mut stream, limits, http.stop(), std::mem::take(&mut grace)).await {
             Awaited::Head(head) => head,
             Awaited::Refused(rejection) => {
                 http.refused(rejection);
@@ -88,24 +90,36 @@ pub async fn http1<H: Http>(mut stream: Stream, client: IpAddr, limits: &Limits,
     }
 }
 
-async fn next_head(stream: &mut Stream, limits: &Limits, stop: &CancellationToken) -> Awaited {
+async fn next_head(
+    stream: &mut Stream,
+    limits: &Limits,
+    stop: &CancellationToken,
+    grace: Duration,
+) -> Awaited {
     let mut buf = BytesMut::with_capacity(FIRST_READ);
+    let stopped = async {
+        stop.cancelled().await;
+        if !grace.is_zero() {
+            tokio::time::sleep(grace).await;
+        }
+    };
     tokio::select! {
-        // Losing this arm loses nothing: no byte of a request has been read.
+        // A request that is there already is served.
         biased;
-        () = stop.cancelled() => return Awaited::Over,
         read = pingora_timeout::timeout(*limits.idle_timeout, stream.read_buf(&mut buf)) => match read {
             Ok(Ok(n)) if n > 0 => {}
             _ => return Awaited::Over,
         },
+        // Losing the other arm loses nothing: no byte of a request has been read.
+        () = stopped => return Awaited::Over,
     }
     let mut scanned = 0;
     let complete = async {
         loop {
             match head::find_end(&buf, scanned) {
                 Err(rejection) => return Some(Err(rejection)),
-                Ok(Progress::Complete(end)) => return Some(Ok(end)),
-                Ok(Progress::Partial(to)) => scanned = to,
+                Ok(Head::Complete(end)) => return Some(Ok(end)),
+                Ok(Head::Partial(to)) => scanned = to,
             }
             if buf.capacity() == buf.len() {
                 buf.reserve(buf.len().min(MAX_HEAD));
@@ -179,6 +193,7 @@ async fn close(stream: &mut Stream) {
 
 const FIRST_READ: usize = 4096;
 const LINGER: Duration = Duration::from_millis(500);
+const FIRST_GRACE: Duration = Duration::from_millis(500);
 
 /// Serves HTTP/2 until either side has had enough.
 pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
@@ -219,11 +234,23 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                 }
                 let guard = active.enter();
                 let http = http.clone();
-                let write_timeout = *limits.write_timeout;
+                let (write_timeout, stall_timeout) = (*limits.write_timeout, limits.stall_timeout);
                 let request = http.tracker().clone().track_future(async move {
+                    let progress = Progress::default();
                     let mut session = ServerSession::new_http2(session);
+                    session.req_header_mut().extensions_mut().insert(progress.clone());
                     session.set_write_timeout(Some(write_timeout));
-                    http.app().process_new_http(session, http.shutdown()).await;
+                    if session.req_header().method == Method::CONNECT {
+                        // In front of the framework's own, which has no body and no id.
+                        let _ = Rejection::Method.answer(&mut session, &new_request_id()).await;
+                        return drop(guard);
+                    }
+                    let served = http.app().process_new_http(session, http.shutdown());
+                    tokio::select! {
+                        _ = served => {}
+                        // Losing the request here resets its stream and frees its backend connection.
+                        () = stalled(&progress, stall_timeout) => http.refused(Rejection::RequestTimeout),
+                    }
                     drop(guard);
                 });
                 drop(tasks::detach("http2-stream", request));
@@ -237,6 +264,19 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
             }
             Ok(None) | Err(_) => return,
         }
+    }
+}
+
+/// Returns when nothing has moved for that long.
+async fn stalled(progress: &Progress, time: Duration) {
+    let mut last = progress.mark();
+    loop {
+        pingora_timeout::sleep(time).await;
+        let now = progress.mark();
+        if now == last {
+            return;
+        }
+        last = now;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use gmah_shared::catalog::Hit;
@@ -19,6 +20,23 @@ pub struct ConnectionInfo {
     pub client: IpAddr,
     /// Names of the certificate that was served; none on the plain port.
     pub certificate_names: Option<Arc<[String]>>,
+}
+
+/// A mark that moves whenever a body does. HTTP/2 bodies have no deadline in the framework, so [`crate::connection`]
+/// watches it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// Something moved.
+    pub fn moved(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Differs from an earlier value if something moved since.
+    pub fn mark(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One request.
@@ -51,6 +69,8 @@ pub struct RequestCtx {
     pub stale: bool,
     /// Whether that has happened already.
     pub was_stale: bool,
+    /// Moves with the bodies, on HTTP/2.
+    pub progress: Option<Progress>,
     /// Body bytes received.
     pub bytes_in: u64,
 }
@@ -73,7 +93,17 @@ impl RequestCtx {
             attempts: 0,
             stale: false,
             was_stale: false,
+            progress: None,
             bytes_in: 0,
+        }
+    }
+}
+
+impl RequestCtx {
+    /// A body moved.
+    pub fn moved(&self) {
+        if let Some(progress) = &self.progress {
+            progress.moved();
         }
     }
 }

@@ -120,7 +120,7 @@ impl<'a> RequestLine<'a> {
         if method == b"CONNECT" || method == b"TRACE" {
             return Err(Rejection::Method);
         }
-        if !is_target(target, method) {
+        if !is_target(target) {
             return Err(Rejection::Malformed);
         }
         Ok(Self { method, target, is_http_10 })
@@ -151,12 +151,12 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// Visible ASCII, in origin form, absolute form with an authority, or `*` for OPTIONS. No fragment, no backslash.
-fn is_target(target: &[u8], method: &[u8]) -> bool {
+/// Visible ASCII, in origin form or in absolute form with an authority. No fragment, no backslash. `OPTIONS *` asks about
+/// a server, and a server of many organisations has nothing to say as a whole.
+fn is_target(target: &[u8]) -> bool {
     let fine = target.iter().all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'\\'));
     let form = match target {
         [b'/', ..] => true,
-        b"*" => method == b"OPTIONS",
         other => absolute(other).is_some_and(|(authority, _)| !authority.is_empty()),
     };
     fine && form
@@ -253,6 +253,12 @@ fn connection(value: &[u8]) -> Result<(), Rejection> {
         require(sound && !NEVER.iter().any(|n| token.eq_ignore_ascii_case(n)))?;
     }
     Ok(())
+}
+
+/// Whether a backend that folds names would take this one for a framing field, which it is not.
+pub fn is_framing_look_alike(name: &[u8]) -> bool {
+    let odd = name.iter().any(|b| matches!(b, b'_' | b'.'));
+    odd && (folds_to(name, b"content-length") || folds_to(name, b"transfer-encoding"))
 }
 
 /// Whether a name is `wanted` once `_` and `.` are read as `-`, in any case.

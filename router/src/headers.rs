@@ -72,6 +72,8 @@ pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
     remove(request, is_ours);
     if ctx.is_neutral {
         request.remove_header(&header::COOKIE);
+    } else {
+        join_cookies(request)?;
     }
     let host = ctx.host.as_ref().map_or("", |h| h.as_str());
     request.insert_header(header::HOST, host)?;
@@ -85,6 +87,19 @@ pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
         request.insert_header(TOKEN, token.clone())?;
     }
     Ok(())
+}
+
+/// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> Result<()> {
+    let mut crumbs = request.headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return Ok(());
+    }
+    let all: Vec<&[u8]> = request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&all.join(&b"; "[..])).map_err(|e| {
+        pingora_error::Error::because(pingora_error::ErrorType::InvalidHTTPHeader, "cookie", e)
+    })?;
+    request.insert_header(header::COOKIE, joined)
 }
 
 const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
@@ -103,9 +118,42 @@ pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> 
     }
     if ctx.is_neutral {
         response.remove_header(&header::SET_COOKIE);
+    } else {
+        own_cookies(response, ctx.host.as_ref().map_or("", |h| h.as_str()))?;
     }
     response.remove_header(&header::SERVER);
+    // Where else this host may be reached is ours to say.
+    response.remove_header(&header::ALT_SVC);
     response.insert_header("X-Request-ID", ctx.request_id.as_str())
+}
+
+/// A cookie for a parent domain would reach the neighbours: every organisation's host is below the same one. Only
+/// cookies without a domain, or for the very host, pass (RFC 6265, section 5.2.3).
+fn own_cookies(response: &mut ResponseHeader, host: &str) -> Result<()> {
+    let all = response.headers.get_all(header::SET_COOKIE);
+    if all.iter().all(|c| is_own_cookie(c.as_bytes(), host)) {
+        return Ok(());
+    }
+    let own: Vec<_> = all.iter().filter(|c| is_own_cookie(c.as_bytes(), host)).cloned().collect();
+    response.remove_header(&header::SET_COOKIE);
+    for cookie in own {
+        response.append_header(header::SET_COOKIE, cookie)?;
+    }
+    Ok(())
+}
+
+fn is_own_cookie(cookie: &[u8], host: &str) -> bool {
+    cookie.split(|b| *b == b';').skip(1).all(|attribute| {
+        let (name, value) = match memchr::memchr(b'=', attribute) {
+            Some(at) => (&attribute[..at], &attribute[at + 1..]),
+            None => (attribute, &[][..]),
+        };
+        if !name.trim_ascii().eq_ignore_ascii_case(b"domain") {
+            return true;
+        }
+        let value = value.trim_ascii();
+        value.strip_prefix(b".").unwrap_or(value).eq_ignore_ascii_case(host.as_bytes())
+    })
 }
 
 /// What a backend's `Connection` nominates is for the hop between us (RFC 9110, section 7.6.1). Framing is not, whatever

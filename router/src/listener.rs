@@ -120,9 +120,10 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
     let stop = http.stop().clone();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            // Cancel safe: a connection that is not taken stays in the kernel's queue.
+            // What had arrived before the stop is still taken: in the kernel's queue it would be reset.
+            biased;
             accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
         };
         match accepted {
             Ok((stream, client)) => {
@@ -147,7 +148,11 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
 }
 
 async fn serve<H: Http>(stream: TcpStream, client: SocketAddr, kind: Kind, gate: &Gate, http: Arc<H>) {
-    if stream.set_nodelay(true).is_err() {
+    // The framework writes heads without a deadline: the kernel ends a connection whose other side takes nothing.
+    let patience = Some(*gate.limits.write_timeout);
+    if stream.set_nodelay(true).is_err()
+        || socket2::SockRef::from(&stream).set_tcp_user_timeout(patience).is_err()
+    {
         return;
     }
     match kind {

@@ -41,10 +41,17 @@ pub fn http2_bounds(request: &pingora_http::RequestHeader) -> Result<(), Rejecti
     if target.len() > MAX_TARGET {
         return Err(Rejection::TargetTooLong);
     }
-    if request.headers.len() > MAX_FIELDS {
+    // Cookies may come in crumbs, which are one field (RFC 9113, section 8.2.3).
+    let crumbs = request.headers.get_all(http::header::COOKIE).iter().count();
+    if request.headers.len() - crumbs.saturating_sub(1) > MAX_FIELDS {
         return Err(Rejection::HeadTooLarge);
     }
-    let origin = target.starts_with(b"/") || (target == b"*" && request.method == http::Method::OPTIONS);
+    if request.headers.keys().any(|n| crate::head::is_framing_look_alike(n.as_str().as_bytes()))
+        || request.headers.get_all(http::header::CONTENT_LENGTH).iter().count() > 1
+    {
+        return Err(Rejection::Malformed);
+    }
+    let origin = target.starts_with(b"/");
     let visible = target.iter().all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'\\'));
     if origin && visible { Ok(()) } else { Err(Rejection::Malformed) }
 }

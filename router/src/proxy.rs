@@ -15,7 +15,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority;
-use crate::ctx::{ConnectionInfo, RequestCtx};
+use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
 use crate::headers;
 use crate::metrics::Metrics;
 use crate::policy;
@@ -49,6 +49,7 @@ impl Edge {
         let info = info.and_then(|d| d.downcast_ref::<ConnectionInfo>()).ok_or(Rejection::Internal)?;
         ctx.client = Some(info.client);
         ctx.is_tls = info.certificate_names.is_some();
+        ctx.progress = session.req_header().extensions.get::<Progress>().cloned();
         let certificate_names = info.certificate_names.clone();
 
         let request = session.req_header();
@@ -60,6 +61,9 @@ impl Edge {
             authority::covered(&host, names)?;
         }
         let target = std::str::from_utf8(request.raw_path()).map_err(|_| Rejection::Malformed)?;
+        if !ctx.is_tls && self.resolver.is_neutral(&host) {
+            return Ok(Admitted::Redirect(host));
+        }
         let header = single(request, "x-tenant-id")?;
         let Asked { name, target: rewritten, is_neutral } = self.resolver.ask(&host, target, header)?;
         let rewritten = rewritten.map(std::borrow::Cow::into_owned);
@@ -89,7 +93,6 @@ impl Edge {
         let (Some(name), Some(host)) = (ctx.name.clone(), ctx.host.clone()) else {
             return Err(Rejection::Internal);
         };
-        self.resolver.forget(&name);
         let route = self.resolver.get(&name).await?;
         policy::admit(route.tenant.status)?;
         ctx.token = Some(self.resolver.token(&route, &host, ctx.is_neutral)?);
@@ -120,7 +123,14 @@ impl Edge {
     ) -> Result<()> {
         ctx.rejection = Some(rejection);
         self.metrics.rejected(rejection);
-        rejection.answer(session, &ctx.request_id).await
+        rejection.answer(session, &ctx.request_id).await?;
+        if session.req_header().version != http::Version::HTTP_2 {
+            // What the client is still sending is read for a moment: closed with unread bytes, the kernel would reset the
+            // connection, and the answer might be lost with it.
+            session.set_total_drain_timeout(Some(LINGER));
+            let _ = session.drain_request_body().await;
+        }
+        Ok(())
     }
 }
 
@@ -167,6 +177,7 @@ impl ProxyHttp for Proxy {
         _: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
+        ctx.moved();
         ctx.bytes_in += body.as_ref().map_or(0, |b| b.len() as u64);
         if ctx.bytes_in > self.0.max_body {
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body over the limit").into_down());
@@ -177,6 +188,8 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         if ctx.attempts > 1 {
+            // The body comes again from the framework's buffer.
+            ctx.bytes_in = 0;
             self.0.metrics.retries.inc();
         }
         if std::mem::take(&mut ctx.stale)
@@ -203,19 +216,36 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        // Once: a second one in a row is passed on as the 503 that it is.
-        if response.status == 503 && response.headers.contains_key(STALE_HEADER) && !ctx.was_stale {
-            ctx.was_stale = true;
-            ctx.stale = true;
-            let mut error = Error::new_up(upstream::STALE);
-            error.set_retry(true);
-            return Err(error);
+        if response.status == 503 && response.headers.contains_key(STALE_HEADER) {
+            // Whether or not this request can be tried again, the next one must not meet the old entry.
+            if let (Some(name), Some(route)) = (&ctx.name, &ctx.route) {
+                self.0.resolver.forget(name, route.tenant.generation);
+            }
+            // Once: a second one in a row is passed on as the 503 that it is.
+            if !ctx.was_stale {
+                ctx.was_stale = true;
+                ctx.stale = true;
+                let mut error = Error::new_up(upstream::STALE);
+                error.set_retry(true);
+                return Err(error);
+            }
         }
         if self.0.stop.is_cancelled() {
             let session: &mut ServerSession = session.as_mut();
             session.set_keepalive(None);
         }
         headers::to_client(response, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<std::time::Duration>> {
+        ctx.moved();
+        Ok(None)
     }
 
     fn upstream_response_trailer_filter(
@@ -277,13 +307,22 @@ impl ProxyHttp for Proxy {
         let rejection = ctx.rejection.take().or_else(|| upstream::rejection(e));
         if e.esource() != &ErrorSource::Downstream {
             let tenant = ctx.route.as_ref().map(|r| r.tenant.slug.as_str());
-            tracing::warn!(tenant.slug = tenant, error = %e, attempts = ctx.attempts, "request failed");
+            // The type only: the text may hold what a backend sent.
+            tracing::warn!(
+                tenant.slug = tenant,
+                error = e.etype().as_str(),
+                attempts = ctx.attempts,
+                "request failed"
+            );
         }
-        let written = session.response_written().is_some_and(|r| !r.status.is_informational());
+        let written =
+            session.response_written().is_some_and(|r| r.status == 101 || !r.status.is_informational());
         let Some(rejection) = rejection.filter(|_| !written) else {
             // Half a response must not look whole: the connection ends without its proper end.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
+        // The framework ends the connection after an error, so the answer must say so.
+        session.set_keepalive(None);
         if self.0.refuse(session, ctx, rejection).await.is_err() {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
@@ -313,4 +352,5 @@ impl ProxyHttp for Proxy {
     }
 }
 
+const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
 const STALE_HEADER: &str = "x-gmah-stale";

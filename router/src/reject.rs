@@ -201,10 +201,8 @@ impl Rejection {
         }
         let bodyless = session.req_header().method == http::Method::HEAD;
         session.write_response_header(Box::new(head)).await?;
-        if !bodyless {
-            session.write_response_body(Bytes::from(body), true).await?;
-        }
-        Ok(())
+        let body = if bodyless { Bytes::new() } else { Bytes::from(body) };
+        session.write_response_body(body, true).await
     }
 }
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use gmah_shared::catalog::{Cache, Hit, Loader, Lookup, Record, Store, Tenant};
 use gmah_shared::config::Settings;
 use gmah_shared::hostname::Hostname;
-use gmah_shared::tenant::{TenantId, TenantSlug};
+use gmah_shared::tenant::{Generation, TenantId, TenantSlug};
 use gmah_shared::token::{AUDIENCE_API, MAX_LIFE_SECONDS, Signer, now_seconds};
 use http::HeaderValue;
 
@@ -35,6 +35,7 @@ pub struct Route {
 struct Minted {
     value: HeaderValue,
     kid: Box<str>,
+    issued: u64,
     reuse_until: u64,
 }
 
@@ -101,6 +102,11 @@ impl Resolver {
         })
     }
 
+    /// Whether the host is one where the request names its tenant.
+    pub fn is_neutral(&self, host: &Hostname) -> bool {
+        self.neutral.contains(host)
+    }
+
     /// Which tenant a request is for, by its host alone; on a neutral host by `X-Tenant-ID` (`header`) or the
     /// `tenant` parameter of the target.
     ///
@@ -148,9 +154,9 @@ impl Resolver {
         }
     }
 
-    /// Forgets a name, because a backend knows better.
-    pub fn forget(&self, name: &Name) {
-        self.cache.forget(name);
+    /// Forgets a name, because a backend knows of a newer generation than `used`. What was read anew meanwhile stays.
+    pub fn forget(&self, name: &Name, used: Generation) {
+        self.cache.forget_if(name, |route| route.tenant.generation <= used);
     }
 
     /// The token for a tenant under the host of the request.
@@ -162,7 +168,8 @@ impl Resolver {
         // A route has one host of its own; on a neutral host tokens are minted for each request.
         if !is_neutral
             && let Some(minted) = route.minted.load().as_deref()
-            && now < minted.reuse_until
+            // Both ends: after the clock was set back, a token would seem to come from the future.
+            && (minted.issued..minted.reuse_until).contains(&now)
             && self.signer.signs_with(&minted.kid)
         {
             return Ok(minted.value.clone());
@@ -176,7 +183,7 @@ impl Resolver {
         value.set_sensitive(true);
         if !is_neutral {
             let kid = self.signer.kid().unwrap_or_default();
-            let minted = Minted { value: value.clone(), kid, reuse_until: now + REUSE_SECONDS };
+            let minted = Minted { value: value.clone(), kid, issued: now, reuse_until: now + REUSE_SECONDS };
             route.minted.store(Some(Arc::new(minted)));
         }
         Ok(value)
@@ -216,7 +223,8 @@ fn take_parameter(target: &str) -> Result<(Option<String>, Option<Cow<'_, str>>)
     let mut rest: Vec<&str> = Vec::new();
     for pair in query.split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != "tenant" {
+        // A backend decodes names, so an encoded one is the parameter too.
+        if !is_tenant_key(key) {
             rest.push(pair);
         } else if found.replace(value).is_some_and(|before| before != value) {
             return Err(Rejection::TenantConflict);
@@ -228,6 +236,20 @@ fn take_parameter(target: &str) -> Result<(Option<String>, Option<Cow<'_, str>>)
     let target =
         if rest.is_empty() { Cow::Borrowed(path) } else { format!("{path}?{}", rest.join("&")).into() };
     Ok((Some(found.to_owned()), Some(target)))
+}
+
+/// Whether a parameter's name is `tenant` once decoded.
+fn is_tenant_key(key: &str) -> bool {
+    let mut bytes = key.bytes();
+    let mut decoded = std::iter::from_fn(|| match bytes.next()? {
+        b'%' => {
+            let digit = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
+            let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+            u8::try_from(high * 16 + low).ok()
+        }
+        b => Some(b),
+    });
+    b"tenant".iter().all(|b| decoded.next() == Some(*b)) && decoded.next().is_none()
 }
 
 #[cfg(test)]
@@ -251,6 +273,8 @@ mod tests {
         assert_eq!(ask("/x?tenant=lyon&tenant=lyon", None), ok("lyon", Some("/x")));
         assert_eq!(ask("/x?tenant=lyon", Some("paris")), Err(Rejection::TenantConflict));
         assert_eq!(ask("/x?tenant=lyon&tenant=paris", None), Err(Rejection::TenantConflict));
+        assert_eq!(ask("/x?%74enant=lyon", Some("paris")), Err(Rejection::TenantConflict));
+        assert_eq!(ask("/x?a=1&te%6Eant=lyon", None), ok("lyon", Some("/x?a=1")));
         for (target, header) in [
             ("/x", None),
             ("/x?tenants=lyon", None),

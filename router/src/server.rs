@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::certs::{CertificateError, Certificates};
-use crate::config::RouterConfig;
+use crate::config::{Limits, RouterConfig};
 use crate::connection::Http;
 use crate::listener::{self, Addresses, Gate, Kind};
 use crate::metrics::Metrics;
@@ -130,7 +130,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
 /// # Errors
 /// [`StartError`] when an address is taken or the certificate cannot be used.
 pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningRouter, StartError> {
-    let config = config.router;
+    let mut config = config.router;
+    config.limits.stall_timeout = *config.limits.body_timeout + *config.api.read_timeout;
+    let config = config;
     let https = bind("router.https", config.https)?;
     let http = bind("router.http", config.http)?;
     let admin = bind("router.admin", config.admin)?;
@@ -211,6 +213,13 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         metrics: metrics.clone(),
     };
     let admin_listener = listening(&admin).map_err(StartError::Worker)?;
+    // Caps of its own: a flood on the public side must not make a healthy router look dead.
+    let gate = Arc::new(Gate {
+        addresses: Addresses::new(&Limits::default()),
+        limits: config.limits.clone(),
+        certificates: gate.certificates.clone(),
+        metrics: metrics.clone(),
+    });
     tasks.spawn(
         "router-admin-listener",
         listener::accept(admin_listener, Kind::Plain, gate, Arc::new(admin_app)),

@@ -80,13 +80,16 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
             ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,
         ) => Some(Rejection::GatewayTimeout),
         (ErrorSource::Upstream, _) => Some(Rejection::BadGateway),
-        // The client is gone: there is nobody to tell.
+        // The client is gone, or has cancelled, or sent the next request before this one was answered (which ends the
+        // connection, and says nothing about a request that may well have run).
         (
             ErrorSource::Downstream,
             ErrorType::WriteError
             | ErrorType::ReadError
             | ErrorType::ConnectionClosed
-            | ErrorType::WriteTimedout,
+            | ErrorType::WriteTimedout
+            | ErrorType::H2Error
+            | ErrorType::ConnectError,
         ) => None,
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Rejection::RequestTimeout),
         (ErrorSource::Downstream, _) => Some(Rejection::Malformed),

@@ -27,7 +27,11 @@ pub struct BadFilter(#[from] tracing_subscriber::filter::ParseError);
 /// # Errors
 /// [`BadFilter`].
 pub fn init(format: LogFormat, filter: &str) -> Result<(), BadFilter> {
-    let filter = EnvFilter::try_new(filter)?;
+    // Below this these libraries log whole requests and statements, which no filter of an operator may ask for.
+    let mut filter = EnvFilter::try_new(filter)?;
+    for cap in ["pingora_core=warn", "pingora_proxy=warn", "h2=info", "hyper=info", "tokio_postgres=warn"] {
+        filter = filter.add_directive(cap.parse()?);
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         LogFormat::Text => {

@@ -132,7 +132,7 @@ impl DataDir {
              base_domain = \"{base}\"\n\
              public_https_port = {https}\n\
              default_modules = [\"loans\"]\n\
-             \n[log]\nformat = \"text\"\nfilter = \"info,pingora_core=warn,pingora_proxy=warn,tokio_postgres=warn\"\n\
+             \n[log]\nformat = \"text\"\nfilter = \"info\"\n\
              \n[master]\nhost = \"{pg_host}\"\nport = {pg_port}\nuser = \"{SUPERUSER}\"\n\
              password_file = {password}\ndatabase = \"gmah_master\"\n\
              \n[secrets]\nmaster_key_file = {key}\n\

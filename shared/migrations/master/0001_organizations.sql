@@ -99,8 +99,8 @@ create trigger organizations_changed before insert or update on organizations
 
 create function organization_part_changed() returns trigger language plpgsql as $$
 begin
-    update organizations set revision = revision
-        where id = coalesce(new.organization_id, old.organization_id);
+    -- Both, where a row went from one to another: the one that lost it must hear of it too.
+    update organizations set revision = revision where id in (new.organization_id, old.organization_id);
     return null;
 end $$;
 

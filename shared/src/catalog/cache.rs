@@ -245,12 +245,17 @@ where
         }
     }
 
-    /// Forgets one key, so that the next use asks the master.
-    pub fn forget(&self, key: &K) {
-        if let Some(entry) = self.0.positive.remove(key) {
-            self.invalidate(entry.value.id());
+    /// Forgets what is held under a key if `is_old` says so; the next use asks the master. A load that began before is
+    /// not kept. Other organisations are not touched.
+    pub fn forget_if(&self, key: &K, is_old: impl Fn(&V) -> bool) {
+        let inner = &*self.0;
+        let mut recent = inner.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = inner.positive.get(key)
+            && is_old(&entry.value)
+        {
+            recent.touch(entry.value.id());
+            inner.end(entry.value.id());
         }
-        self.0.negative.invalidate(key);
     }
 
     async fn load(self, key: K, seq: u64) -> flight::Outcome<V> {
@@ -270,7 +275,10 @@ where
             Err(error) => {
                 inner.metrics.load_errors.inc();
                 tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
-                inner.rest();
+                // A row that cannot be read is that organisation's trouble; silence is everybody's.
+                if matches!(error, StoreError::Pool(_) | StoreError::Query(_) | StoreError::Timeout) {
+                    inner.rest();
+                }
                 flight::Outcome::Failed
             }
         }
@@ -286,6 +294,13 @@ where
         entry.current.load(Ordering::Acquire) && entry.epoch == self.resync_epoch.load(Ordering::Acquire)
     }
 
+    /// Ends every entry of an organisation. Under the lock of `recent`.
+    fn end(&self, id: TenantId) {
+        if let Some(flag) = self.flags.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
+            flag.store(false, Ordering::Release);
+        }
+    }
+
     fn recent_seq(&self) -> u64 {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).seq()
     }
@@ -293,7 +308,11 @@ where
     /// Keeps an answer unless a notice overtook it or it is older than what is known.
     fn keep(&self, key: K, value: V, epoch: u64, seq: u64) -> flight::Outcome<V> {
         let id = value.id();
-        if let Some(held) = self.positive.get(&key)
+        // Under the lock that a notice takes first: either the notice is seen here, or it sees the flag made here.
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let overtaken = recent.touched_since(id, seq);
+        if !overtaken
+            && let Some(held) = self.positive.get(&key)
             && held.value.id() == id
             && held.value.revision() > value.revision()
         {
@@ -303,9 +322,6 @@ where
             tracing::error!(error = %StoreError::Regressed { found, known }, "catalog: not believed");
             return flight::Outcome::Failed;
         }
-        // Under the lock that a notice takes first: either the notice is seen here, or it sees the flag made here.
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let overtaken = recent.touched_since(id, seq);
         let current = if overtaken {
             Arc::new(AtomicBool::new(false))
         } else {
@@ -364,9 +380,7 @@ where
     fn invalidate(&self, id: TenantId) {
         let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.touch(id);
-        if let Some(flag) = self.0.flags.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-            flag.store(false, Ordering::Release);
-        }
+        self.0.end(id);
         self.0.negative_epoch.fetch_add(1, Ordering::AcqRel);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
@@ -31,6 +32,8 @@ type Slot<V> = (u64, watch::Receiver<Option<Outcome<V>>>);
 
 pub(super) struct Flights<K, V> {
     max: usize,
+    /// Loads that run, of which one key may have more than one.
+    loads: Arc<AtomicUsize>,
     running: Arc<Mutex<HashMap<K, Slot<V>>>>,
 }
 
@@ -55,7 +58,7 @@ where
     }
 
     pub(super) fn new(max: usize) -> Self {
-        Self { max, running: Arc::default() }
+        Self { max, loads: Arc::default(), running: Arc::default() }
     }
 
     /// Joins the load of that key, or begins one. `seq` is the newest notice seen: a load that began before it is
@@ -71,12 +74,14 @@ where
         {
             return Some(Waiting(rx.clone()));
         }
-        if running.len() >= self.max {
+        // Only here, under the lock, does it grow.
+        if self.loads.load(Ordering::Acquire) >= self.max {
             return None;
         }
+        self.loads.fetch_add(1, Ordering::AcqRel);
         let (tx, rx) = watch::channel(None);
         running.insert(key.clone(), (seq, rx.clone()));
-        let leave = Leave { running: self.running.clone(), key: key.clone(), seq };
+        let leave = Leave { running: self.running.clone(), loads: self.loads.clone(), key: key.clone(), seq };
         let load = work(seq);
         runtime.spawn(async move {
             let outcome = load.await;
@@ -90,6 +95,7 @@ where
 
 struct Leave<K: Hash + Eq, V> {
     running: Arc<Mutex<HashMap<K, Slot<V>>>>,
+    loads: Arc<AtomicUsize>,
     key: K,
     seq: u64,
 }
@@ -100,5 +106,6 @@ impl<K: Hash + Eq, V> Drop for Leave<K, V> {
         if running.get(&self.key).is_some_and(|(seq, _)| *seq == self.seq) {
             running.remove(&self.key);
         }
+        self.loads.fetch_sub(1, Ordering::AcqRel);
     }
 }
