@@ -8,6 +8,7 @@ mod roles;
 mod server;
 mod tenant;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -15,7 +16,7 @@ use gmah_api::control::{Control, ControlError};
 use gmah_shared::config::{ConfigError, ConfigFile};
 use gmah_shared::telemetry;
 
-pub(crate) use roles::{start_logging, told_to_stop};
+pub(crate) use roles::{Signals, start_logging};
 
 /// Failed.
 pub(crate) const FAILED: u8 = 1;
@@ -79,8 +80,11 @@ impl Output {
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
         let out = if self.json { serde_json::to_string(value)? } else { text() };
-        println!("{}", out.trim_end());
-        Ok(())
+        // Whoever reads may have had enough (`| head`).
+        match writeln!(std::io::stdout(), "{}", out.trim_end()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
     }
 }
 

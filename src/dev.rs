@@ -14,14 +14,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use gmah_api::config::ApiConfig;
 use gmah_api::control::servers::NewServer;
-use gmah_api::control::{Control, master};
+use gmah_api::control::{Control, ControlError, master};
 use gmah_router::config::RouterConfig;
 use gmah_shared::config::{ConfigFile, Settings};
 use gmah_shared::hostname::Hostname;
+use gmah_shared::tasks::Tasks;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli;
 use cluster::Cluster;
@@ -58,19 +59,35 @@ pub(crate) struct DevArgs {
 
 /// Runs until Ctrl-C.
 pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
-    let base = Hostname::parse(&args.base_domain).context("--base-domain")?;
+    let base = Hostname::parse(&args.base_domain)
+        .map_err(|e| ControlError::Usage(format!("--base-domain {:?}: {e}", args.base_domain)))?;
     let ports = Ports::pick(args.https_port, args.http_port, args.admin_port)?;
     let dir = DataDir::open(&args.data_dir)?;
     if let Some(ready) = &args.ready_file {
         files::remove(ready)?;
     }
     let binaries = cluster::find(args.pg_bin.as_deref())?;
+    // From here on a signal ends things in order, also in the middle of the start.
+    let tasks = Tasks::new();
+    let told = tasks.token().clone();
+    {
+        let told = told.clone();
+        let mut signals = cli::Signals::new()?;
+        tasks.spawn("signals", async move {
+            signals.received().await;
+            told.cancel();
+        });
+    }
     if args.reset {
         cluster::stop_leftover(&binaries, &dir).await?;
         dir.reset()?;
     }
-    let mut cluster = Cluster::start(&binaries, &dir).await?;
-    let served = serve(&args, &dir, &base, ports, &mut cluster).await;
+    let mut cluster = tokio::select! {
+        started = Cluster::start(&binaries, &dir) => started?,
+        // What had been started is killed as it is dropped; PostgreSQL recovers from that.
+        () = told.cancelled() => return Ok(()),
+    };
+    let served = serve(&args, &dir, &base, ports, &mut cluster, &told).await;
     println!("stopping PostgreSQL");
     let stopped = cluster.stop().await;
     served.and(stopped)
@@ -82,6 +99,7 @@ async fn serve(
     base: &Hostname,
     ports: Ports,
     cluster: &mut Cluster,
+    told: &CancellationToken,
 ) -> anyhow::Result<()> {
     certificates::ensure(dir, base)?;
     dir.ensure_master_key()?;
@@ -90,7 +108,11 @@ async fn serve(
     let settings = file.settings()?;
     cli::start_logging(&settings)?;
 
-    let organisations = prepare(&settings, cluster, dir).await?;
+    let organisations = tokio::select! {
+        prepared = prepare(&settings, cluster, dir) => prepared?,
+        // Every step of it may be killed and run again.
+        () = told.cancelled() => return Ok(()),
+    };
     let api = gmah_api::server::start(&settings, ApiConfig::from_file(&file)?).await?;
     let router = match gmah_router::server::start(&settings, RouterConfig::from_file(&file)?).await {
         Ok(router) => router,
@@ -119,10 +141,14 @@ async fn serve(
         println!("{}", info.text());
         anyhow::Ok(())
     };
-    let result = match ready.await {
+    let ready = tokio::select! {
+        ready = ready => ready,
+        () = told.cancelled() => Ok(()),
+    };
+    let result = match ready {
         // Losing the arm of the cluster loses nothing: it is stopped right after.
         Ok(()) => tokio::select! {
-            told = cli::told_to_stop() => told,
+            () = told.cancelled() => Ok(()),
             died = cluster.died() => Err(died),
         },
         Err(e) => Err(e),

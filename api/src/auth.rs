@@ -54,16 +54,41 @@ pub struct Session {
     pub id: uuid::Uuid,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Session {
+/// A bearer token that nobody has looked up yet. A handler with a body takes this, reads the body, and only then opens
+/// a [`Session`]: a body that trickles in must not hold a connection.
+pub struct Credentials {
+    ctx: TenantContext,
+    hash: Vec<u8>,
+}
+
+impl Credentials {
+    /// The session of the token.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthenticated`], or what opening a connection refuses.
+    pub async fn session(self) -> Result<Session, ApiError> {
+        let Self { ctx, hash } = self;
+        let mut db = TenantDb::open(&ctx).await?;
+        let (id, user) = sessions::by_access_hash(&mut db, &hash).await?.ok_or(ApiError::Unauthenticated)?;
+        Ok(Session { ctx, db, user, id })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Credentials {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let ctx = TenantContext::from_request_parts(parts, state).await?;
-        let token = bearer(parts)?;
-        let mut db = TenantDb::open(&ctx).await?;
-        let hash = bearer_hash(ctx.detail().tenant.id, token);
-        let (id, user) = sessions::by_access_hash(&mut db, &hash).await?.ok_or(ApiError::Unauthenticated)?;
-        Ok(Self { ctx, db, user, id })
+        let hash = bearer_hash(ctx.detail().tenant.id, bearer(parts)?);
+        Ok(Self { ctx, hash })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Session {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Credentials::from_request_parts(parts, state).await?.session().await
     }
 }
 

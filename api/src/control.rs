@@ -49,6 +49,9 @@ pub enum ControlError {
         /// What PostgreSQL said.
         source: tokio_postgres::Error,
     },
+    /// A server did not answer.
+    #[error("{0}: no answer in time")]
+    Silent(String),
     /// A migration failed.
     #[error("{what}: {source}")]
     Migrate {
@@ -86,6 +89,15 @@ pub(crate) trait During<T> {
 impl<T> During<T> for Result<T, tokio_postgres::Error> {
     fn during(self, what: &str) -> Result<T, ControlError> {
         self.map_err(|source| ControlError::Database { what: what.to_owned(), source })
+    }
+}
+
+impl<T> During<T> for Result<T, pg::ConnectError> {
+    fn during(self, what: &str) -> Result<T, ControlError> {
+        self.map_err(|e| match e {
+            pg::ConnectError::Timeout => ControlError::Silent(what.to_owned()),
+            pg::ConnectError::Postgres(source) => ControlError::Database { what: what.to_owned(), source },
+        })
     }
 }
 

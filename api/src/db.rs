@@ -31,10 +31,11 @@ impl DbError {
         match self.0.as_db_error() {
             None => true,
             // Connection exception, insufficient resources, operator intervention, system error; and "the database is
-            // read-only", which a server says while it is being moved (PostgreSQL, appendix A).
+            // read-only", which a server says while it is being moved; and a table or column that is not there, in a database
+            // whose schema is not this program's (PostgreSQL, appendix A).
             Some(e) => {
                 ["08", "53", "57", "58"].iter().any(|class| e.code().code().starts_with(class))
-                    || e.code().code() == "25006"
+                    || ["25006", "42P01", "42703"].contains(&e.code().code())
             }
         }
     }

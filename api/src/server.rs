@@ -162,10 +162,8 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
     let reload = Arc::new(Notify::new());
     let connected = Arc::new(AtomicBool::new(false));
     let listeners = Listeners {
-        caches: vec![
-            Arc::new(app.catalog.clone()) as Arc<dyn Invalidate>,
-            Arc::new(PoolsOf(app.pools.clone())),
-        ],
+        // Pools need no notice: the next lease brings the row that is right, and without one they are reaped.
+        caches: vec![Arc::new(app.catalog.clone()) as Arc<dyn Invalidate>],
         on_keys: {
             let reload = reload.clone();
             Box::new(move || reload.notify_one())
@@ -195,18 +193,6 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
 /// How often keys are read again even if no notice came.
 const KEYS_EVERY: Duration = Duration::from_secs(20);
 const KEYS_RETRY: Duration = Duration::from_millis(250);
-
-/// A pool whose organisation changed is closed by its next use, which brings the new row; a deleted one has no next
-/// use and is reaped. Nothing to do at the notice but to let idle connections of a possibly fenced database go.
-struct PoolsOf(Registry);
-
-impl Invalidate for PoolsOf {
-    fn invalidate(&self, id: TenantId) {
-        self.0.drop_pool(id);
-    }
-
-    fn invalidate_all(&self) {}
-}
 
 async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Bind { key, address, source })
@@ -249,14 +235,13 @@ async fn serve(listener: TcpListener, router: Router, tasks: Tasks, max_connecti
 
 async fn connection(stream: TcpStream, router: Router, stop: tokio_util::sync::CancellationToken) {
     let _ = stream.set_nodelay(true);
-    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 * 1024)
         .max_headers(128);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(served);
     let mut stopping = false;

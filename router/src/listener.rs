@@ -118,6 +118,7 @@ fn network(address: IpAddr) -> IpAddr {
 /// Accepts until told to stop, and serves each connection on this thread.
 pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>, http: Arc<H>) {
     let stop = http.stop().clone();
+    let mut late = 0;
     loop {
         let accepted = tokio::select! {
             // What had arrived before the stop is still taken: in the kernel's queue it would be reset.
@@ -125,6 +126,12 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
+        if stop.is_cancelled() {
+            late += 1;
+            if late > LATE {
+                return;
+            }
+        }
         match accepted {
             Ok((stream, client)) => {
                 let Some(place) = gate.addresses.enter(client.ip(), &gate.metrics) else {
@@ -211,6 +218,8 @@ enum HandshakeError {
     Tls(String),
 }
 
+/// Connections that are still taken after the stop: as many as the kernel may have held.
+const LATE: usize = 4096;
 /// Fatal alert 112 in a TLS 1.2 record, which every version reads.
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
 /// A ClientHello is at most this long: one handshake message of four records.

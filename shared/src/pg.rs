@@ -41,16 +41,38 @@ pub fn pool(pg: &Postgres, application_name: &str) -> Result<Pool, deadpool_post
         .build()
 }
 
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The server did not answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The server refused, or cannot be reached.
+    #[error("{0}")]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+impl ConnectError {
+    /// What the server said, if it said something.
+    pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
+        match self {
+            Self::Timeout => None,
+            Self::Postgres(e) => e.as_db_error(),
+        }
+    }
+}
+
 /// One direct connection, for work that needs a session of its own: migrations, advisory locks, LISTEN.
 /// The driver task ends when the client is dropped.
 ///
 /// # Errors
-/// What the driver reports, or its time-out.
-pub async fn connect(
-    pg: &Postgres,
-    application_name: &str,
-) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-    let (client, connection) = client_config(pg, application_name).connect(NoTls).await?;
+/// What the driver reports, or that `pg.timeout` is over.
+pub async fn connect(pg: &Postgres, application_name: &str) -> Result<tokio_postgres::Client, ConnectError> {
+    let config = client_config(pg, application_name);
+    // The driver's own deadline is for the socket only; a server that accepts and never answers would hold us.
+    let (client, connection) = tokio::time::timeout(pg.timeout, config.connect(NoTls))
+        .await
+        .map_err(|_| ConnectError::Timeout)??;
     crate::tasks::detach("pg-connection", async move {
         if let Err(e) = connection.await {
             tracing::debug!(error = %e, "connection to PostgreSQL ended");

@@ -4,7 +4,7 @@ use gmah_api::config::ApiConfig;
 use gmah_router::config::RouterConfig;
 use gmah_shared::config::{ConfigFile, Settings};
 use gmah_shared::telemetry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Output;
 
@@ -12,8 +12,9 @@ use super::Output;
 pub(crate) async fn router(file: &ConfigFile) -> anyhow::Result<u8> {
     let (settings, config) = (file.settings()?, RouterConfig::from_file(file)?);
     start_logging(&settings)?;
+    let mut signals = Signals::new()?;
     let running = gmah_router::server::start(&settings, config).await?;
-    told_to_stop().await?;
+    signals.received().await;
     running.stop().await;
     Ok(0)
 }
@@ -22,8 +23,9 @@ pub(crate) async fn router(file: &ConfigFile) -> anyhow::Result<u8> {
 pub(crate) async fn api(file: &ConfigFile) -> anyhow::Result<u8> {
     let (settings, config) = (file.settings()?, ApiConfig::from_file(file)?);
     start_logging(&settings)?;
+    let mut signals = Signals::new()?;
     let running = gmah_api::server::start(&settings, config).await?;
-    told_to_stop().await?;
+    signals.received().await;
     running.stop().await;
     Ok(0)
 }
@@ -43,13 +45,25 @@ pub(crate) fn start_logging(settings: &Settings) -> anyhow::Result<()> {
     Ok(telemetry::init(settings.log.format, &settings.log.filter)?)
 }
 
-/// Waits for SIGTERM or Ctrl-C.
-pub(crate) async fn told_to_stop() -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM, Ctrl-C, and the end of the terminal, heard from the moment of creation.
+pub(crate) struct Signals([Signal; 3]);
+
+impl Signals {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        ]))
     }
-    Ok(())
+
+    /// Returns at the first of them.
+    pub(crate) async fn received(&mut self) {
+        let [term, int, hup] = &mut self.0;
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            _ = hup.recv() => {}
+        }
+    }
 }

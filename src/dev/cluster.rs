@@ -103,7 +103,9 @@ impl Binaries {
         }
         // Ctrl-C is for this process, which stops the cluster when everything else has stopped.
         command.process_group(0).current_dir("/").stdin(Stdio::null());
-        Command::from(command)
+        let mut command = Command::from(command);
+        command.kill_on_drop(true);
+        command
     }
 
     async fn run(&self, program: &str, args: &[&str]) -> anyhow::Result<()> {
@@ -145,6 +147,9 @@ impl Binaries {
         let name: String = digest.as_ref()[..6].iter().map(|b| format!("{b:02x}")).collect();
         let away = Path::new("/var/lib/gmah-dev").join(name);
         fs::create_dir_all(&away).with_context(|| away.display().to_string())?;
+        for folder in [Path::new("/var/lib/gmah-dev"), &away] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        }
         fs::write(dir.path("cluster"), format!("{}\n", away.join("pg").display()))?;
         Ok(away.join("pg"))
     }
@@ -165,10 +170,16 @@ async fn end_leftover(binaries: &Binaries, data: &Path) -> anyhow::Result<()> {
         Err(e) => return Err(e).with_context(|| pid_file.display().to_string()),
     };
     let pid = text.lines().next().and_then(|l| l.trim().parse().ok()).and_then(Pid::from_raw);
-    let running = pid.is_some_and(|pid| test_kill_process(pid).is_ok());
+    // A number may have become somebody else's since: the postmaster works in its data folder.
+    let is_postmaster = |pid: Pid| {
+        let works_in = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+        test_kill_process(pid).is_ok()
+            && works_in.is_ok_and(|cwd| fs::canonicalize(data).is_ok_and(|d| d == cwd))
+    };
+    let running = pid.is_some_and(is_postmaster);
     if !running {
-        // PostgreSQL itself removes a pid file whose process is gone.
-        return Ok(());
+        // PostgreSQL would take any process of that number for its own.
+        return fs::remove_file(&pid_file).with_context(|| pid_file.display().to_string());
     }
     println!("stopping the PostgreSQL of an earlier run");
     let data = data.display().to_string();
@@ -271,7 +282,9 @@ impl Cluster {
 }
 
 async fn init(binaries: &Binaries, data: &Path, password: &SecretString) -> anyhow::Result<()> {
-    // What a killed first start left is no cluster.
+    // Made under another name: a cluster that has its name is whole, and what a killed first start left is none.
+    let whole = data;
+    let data = &whole.with_extension("new");
     remove_tree(data)?;
     fs::create_dir_all(data)?;
     fs::set_permissions(data, fs::Permissions::from_mode(0o700))?;
@@ -297,7 +310,8 @@ async fn init(binaries: &Binaries, data: &Path, password: &SecretString) -> anyh
         )
         .await;
     fs::remove_file(&pwfile)?;
-    made
+    made?;
+    fs::rename(data, whole).with_context(|| whole.display().to_string())
 }
 
 async fn check_version(binaries: &Binaries, data: &Path) -> anyhow::Result<()> {

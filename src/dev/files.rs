@@ -59,6 +59,10 @@ impl DataDir {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let root = std::path::absolute(path)?;
         fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let is_empty = fs::read_dir(&root).with_context(|| root.display().to_string())?.next().is_none();
+        if !is_empty && !root.join("dev.lock").exists() {
+            bail!("--data-dir {}: the folder has something in it that gmah dev did not make", root.display());
+        }
         // Others may pass through, because PostgreSQL may run as another user, but not look around.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o711))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("dev.lock"))?;
@@ -72,7 +76,7 @@ impl DataDir {
 
     /// Throws away what earlier runs made, and nothing else.
     pub(super) fn reset(&self) -> anyhow::Result<()> {
-        for name in ["pg", "certs", "secrets"] {
+        for name in ["pg", "pg.new", "certs", "secrets"] {
             remove_tree(&self.root.join(name))?;
         }
         for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster"] {

@@ -116,7 +116,7 @@ async fn q15_q16_roles_are_walled_in() {
         };
         async move { gmah_shared::pg::connect(&settings, "test").await }
     };
-    for database in ["gmah_org_paris", "gmah_master", "gmah_org_hopital_central"] {
+    for database in ["gmah_org_paris", "gmah_master", "gmah_org_hopital_central", "postgres", "template1"] {
         let refused = enter(database).await.expect_err(database);
         let code = refused.as_db_error().expect("refused by the server").code().code().to_owned();
         assert_eq!(code, "42501", "{database}");

@@ -17,7 +17,9 @@ begin
     if current_setting('is_superuser') = 'on' then
         revoke select on pg_catalog.pg_database, pg_catalog.pg_roles, pg_catalog.pg_user, pg_catalog.pg_shadow,
             pg_catalog.pg_group, pg_catalog.pg_stat_activity, pg_catalog.pg_stat_database, pg_catalog.pg_authid,
-            pg_catalog.pg_auth_members, pg_catalog.pg_db_role_setting from public;
+            pg_catalog.pg_auth_members, pg_catalog.pg_db_role_setting, pg_catalog.pg_stat_database_conflicts,
+            pg_catalog.pg_shdescription, pg_catalog.pg_stat_replication, pg_catalog.pg_stat_ssl from public;
+        revoke execute on function pg_catalog.pg_stat_get_activity(integer) from public;
     end if;
 end $$;
 

@@ -1,11 +1,13 @@
 //! Passwords: argon2id (RFC 9106) with the library's defaults (19 MiB, two passes), off the async threads, and only
 //! so many at once.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _, phc::PasswordHash};
+use gmah_shared::tenant::TenantId;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 
@@ -20,26 +22,67 @@ const TURN: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Hasher {
     turns: Arc<Semaphore>,
+    /// Who waits or computes, by organisation.
+    queued: Arc<Mutex<HashMap<TenantId, usize>>>,
+}
+
+/// Hashes of one organisation that wait or run; one more is refused at once, so that nobody's flood is everybody's.
+const QUEUE: usize = 16;
+
+struct Queued {
+    queued: Arc<Mutex<HashMap<TenantId, usize>>>,
+    tenant: TenantId,
+}
+
+impl Queued {
+    fn enter(queued: &Arc<Mutex<HashMap<TenantId, usize>>>, tenant: TenantId) -> Option<Self> {
+        let mut map = queued.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = map.entry(tenant).or_default();
+        if *n >= QUEUE {
+            return None;
+        }
+        *n += 1;
+        Some(Self { queued: queued.clone(), tenant })
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let mut map = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = map.get_mut(&self.tenant) {
+            *n -= 1;
+            if *n == 0 {
+                map.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 impl Hasher {
     /// At most `at_once` hashes at a time.
     pub fn new(at_once: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(at_once)) }
+        Self { turns: Arc::new(Semaphore::new(at_once)), queued: Arc::default() }
     }
 
     /// Whether the password belongs to the stored hash. Without a hash it takes as long and says no, so that time
     /// does not tell which accounts exist.
     ///
     /// # Errors
-    /// [`ApiError::Unavailable`] when its turn does not come in time.
-    pub async fn verify(&self, password: SecretString, stored: Option<String>) -> Result<bool, ApiError> {
+    /// [`ApiError::Unavailable`] when its turn does not come in time, or too many of that organisation wait.
+    pub async fn verify(
+        &self,
+        tenant: TenantId,
+        password: SecretString,
+        stored: Option<String>,
+    ) -> Result<bool, ApiError> {
+        let queued = Queued::enter(&self.queued, tenant).ok_or(ApiError::Unavailable)?;
         self.blocking(move || {
             let known = stored.is_some();
             let text = stored.unwrap_or_else(|| dummy().to_owned());
             let verified = PasswordHash::new(&text).is_ok_and(|hash| {
                 Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).is_ok()
             });
+            drop(queued);
             verified && known
         })
         .await
@@ -99,13 +142,15 @@ mod tests {
 
     #[tokio::test]
     async fn verifies_its_own_and_nothing_else() {
-        let hasher = Hasher::new(1);
+        let (hasher, id) = (Hasher::new(1), TenantId::generate());
         let stored = hash(&"correct horse".to_owned().into()).expect("hash");
         assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
-        assert!(hasher.verify("correct horse".to_owned().into(), Some(stored.clone())).await.expect("turn"));
-        assert!(!hasher.verify("correct horsf".to_owned().into(), Some(stored)).await.expect("turn"));
-        assert!(!hasher.verify("correct horse".to_owned().into(), None).await.expect("turn"));
-        assert!(!hasher.verify("x".to_owned().into(), Some("not a hash".into())).await.expect("turn"));
+        assert!(
+            hasher.verify(id, "correct horse".to_owned().into(), Some(stored.clone())).await.expect("turn")
+        );
+        assert!(!hasher.verify(id, "correct horsf".to_owned().into(), Some(stored)).await.expect("turn"));
+        assert!(!hasher.verify(id, "correct horse".to_owned().into(), None).await.expect("turn"));
+        assert!(!hasher.verify(id, "x".to_owned().into(), Some("not a hash".into())).await.expect("turn"));
         assert_eq!(hash(&"short".to_owned().into()), Err(HashError::Length));
     }
 }

@@ -12,6 +12,21 @@ use super::{ControlError, During as _};
 /// # Errors
 /// [`ControlError`] when a migration fails or the schema is ahead.
 pub async fn migrate(master: &mut Client) -> Result<(), ControlError> {
+    let open: Option<String> = master
+        .query_one(
+            "select case when has_database_privilege('public', current_database(), 'connect')
+                    then quote_ident(current_database()) end",
+            &[],
+        )
+        .await
+        .during("master database")?
+        .get(0);
+    if let Some(name) = open {
+        master
+            .batch_execute(&format!("revoke all on database {name} from public"))
+            .await
+            .during("closing the master")?;
+    }
     let pending = migrate::pending(master, &[&MASTER]).await.during("master database")?;
     if !pending.is_empty() {
         migrate::run(master, &[&MASTER], Options::default()).await.during("master database")?;
@@ -37,10 +52,6 @@ pub async fn create_if_absent(settings: &Postgres, maintenance: &str) -> Result<
             .batch_execute(&format!("create database {name} template template0 encoding 'UTF8'"))
             .await
             .during("creating the master database")?;
-        client
-            .batch_execute(&format!("revoke all on database {name} from public"))
-            .await
-            .during("closing the master database")?;
     }
     Ok(())
 }

@@ -80,7 +80,9 @@ impl Control {
     /// # Errors
     /// [`ControlError::Usage`] and [`ControlError::Refused`] change nothing; after any other error another run goes
     /// on.
-    pub async fn create_tenant(&mut self, new: NewTenant) -> Result<Created, ControlError> {
+    pub async fn create_tenant(&mut self, mut new: NewTenant) -> Result<Created, ControlError> {
+        new.modules.sort();
+        new.modules.dedup();
         check(self, &new).await?;
         let input = input(&new);
         // Held until this session ends, also by a kill: one runner per slug.
@@ -330,12 +332,9 @@ async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
 
 /// What two runs must agree on to be the same. Never a secret.
 fn input(new: &NewTenant) -> Value {
-    let mut modules = new.modules.clone();
-    modules.sort();
-    modules.dedup();
     json!({
         "slug": new.slug, "name": new.name, "admin_email": new.admin_email, "plan": new.plan,
-        "modules": modules, "server": new.server, "domain": new.domain,
+        "modules": new.modules, "server": new.server, "domain": new.domain,
     })
 }
 

@@ -103,6 +103,11 @@ impl Control {
             ))
             .await
             .during("creating the tenants' group")?;
+        // Organisations' roles have no business in the databases that every server has.
+        client
+            .batch_execute("revoke connect, temporary on database postgres, template1 from public")
+            .await
+            .during("closing the server's own databases")?;
         let sealed = new
             .admin_password
             .as_ref()

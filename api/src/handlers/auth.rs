@@ -57,11 +57,11 @@ pub async fn login(ctx: TenantContext, body: Body<Login>) -> Result<Json<Tokens>
         return Err(ApiError::BadCredentials);
     }
     let (user, stored) = found.map_or((None, None), |(user, stored)| (Some(user), stored));
-    let verified = app.hasher.verify(password, stored).await?;
+    let tenant = ctx.detail().tenant.id;
+    let verified = app.hasher.verify(tenant, password, stored).await?;
     let Some(user) = user.filter(|_| verified) else {
         return Err(ApiError::BadCredentials);
     };
-    let tenant = ctx.detail().tenant.id;
     let (access, refresh) = (Bearer::generate(tenant), Bearer::generate(tenant));
     let mut db = TenantDb::open(&ctx).await?;
     sessions::delete_expired(&mut db).await?;

@@ -1,7 +1,7 @@
 //! `/api/v1/members`, of module `loans`.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Body;
-use crate::auth::Session;
+use crate::auth::{Credentials, Session};
 use crate::error::ApiError;
 use crate::modules::LOANS;
 use crate::repo::idempotency::{self, Begun};
@@ -72,8 +72,12 @@ pub async fn list(
 }
 
 /// 200 with the member; 404 for any id that is not one here.
-pub async fn show(mut session: Session, id: Path<String>) -> Result<Json<Member>, ApiError> {
+pub async fn show(
+    mut session: Session,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Member>, ApiError> {
     session.ctx.require_module(LOANS)?;
+    let Path(id) = id.map_err(|_| ApiError::NotFound)?;
     let id = Uuid::try_parse(&id).map_err(|_| ApiError::NotFound)?;
     members::get(&mut session.db, id).await?.map(Json).ok_or(ApiError::NotFound)
 }
@@ -81,10 +85,11 @@ pub async fn show(mut session: Session, id: Path<String>) -> Result<Json<Member>
 /// 201 with the member. With an `Idempotency-Key`, the same request again is answered the same and creates nothing;
 /// another request with that key is 422. 409 `plan_limit_reached` at the plan's number of members.
 pub async fn create(
-    mut session: Session,
+    credentials: Credentials,
     headers: HeaderMap,
     body: Body<Create>,
 ) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
     session.ctx.require_module(LOANS)?;
     session.require_writer()?;
     let key = idempotency_key(&headers)?;

@@ -1,7 +1,7 @@
 //! How many connections one PostgreSQL server gets from this process.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub trait GivesUp: Send + Sync {
 pub struct Budget {
     slots: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Connections that are being closed for those who wait.
+    closing: AtomicUsize,
     /// Pools that hold connections, and how many. At most as many entries as slots.
     holders: Mutex<HashMap<TenantId, Holder>>,
 }
@@ -31,9 +33,21 @@ struct Holder {
 
 /// One connection's place. Given back when dropped, which the connection does after the server closed its end.
 pub struct Slot {
+    closing: Closing,
     budget: Arc<Budget>,
     tenant: TenantId,
     _permit: OwnedSemaphorePermit,
+}
+
+/// Marks a connection that is closed so that somebody else can have its place.
+#[derive(Clone, Default)]
+pub struct Closing(Arc<AtomicBool>);
+
+impl Slot {
+    /// The mark of this slot's connection.
+    pub fn closing(&self) -> Closing {
+        self.closing.clone()
+    }
 }
 
 impl Budget {
@@ -42,6 +56,7 @@ impl Budget {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(max)),
             waiting: AtomicUsize::new(0),
+            closing: AtomicUsize::new(0),
             holders: Mutex::default(),
         })
     }
@@ -65,12 +80,23 @@ impl Budget {
         let holder = holders.entry(tenant).or_insert(Holder { pool: pool.clone(), connections: 0 });
         holder.pool = pool;
         holder.connections += 1;
-        Some(Slot { budget: self.clone(), tenant, _permit: permit })
+        Some(Slot { closing: Closing::default(), budget: self.clone(), tenant, _permit: permit })
     }
 
-    /// Whether somebody waits for a slot: then a returned connection is closed rather than kept idle.
+    /// Whether a returned connection is to be closed rather than kept idle: more wait than places are on their way. The
+    /// caller then closes the connection of that mark.
+    pub fn claim(&self, closing: &Closing) -> bool {
+        let owed = |n: usize| (n < self.waiting.load(Ordering::Acquire)).then_some(n + 1);
+        let claimed = self.closing.fetch_update(Ordering::AcqRel, Ordering::Acquire, owed).is_ok();
+        if claimed {
+            closing.0.store(true, Ordering::Release);
+        }
+        claimed
+    }
+
+    /// Whether somebody waits for whom no place is on its way.
     pub fn is_wanted(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
+        self.waiting.load(Ordering::Acquire) > self.closing.load(Ordering::Acquire)
     }
 
     /// Free slots.
@@ -91,6 +117,9 @@ impl Budget {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.closing.0.load(Ordering::Acquire) {
+            self.budget.closing.fetch_sub(1, Ordering::AcqRel);
+        }
         let mut holders = self.budget.holders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(holder) = holders.get_mut(&self.tenant) {
             holder.connections -= 1;

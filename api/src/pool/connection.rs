@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio_postgres::NoTls;
 
-use super::budget::{Budget, GivesUp, Slot};
+use super::budget::{Budget, Closing, GivesUp, Slot};
 use super::proof::{self, ProofError};
 use crate::config::Pool as PoolConfig;
 
@@ -51,6 +51,8 @@ pub struct Manager {
 /// A proved connection. Dropping it says goodbye to the server; its slot is free once the server has left too.
 pub struct Connection {
     pub(super) client: ClientWrapper,
+    pub(super) closing: Closing,
+    _alive: oneshot::Sender<std::convert::Infallible>,
 }
 
 /// `ROLLBACK` first: the rest would fail in a broken transaction and hide in an open one. Prepared statements stay,
@@ -74,8 +76,16 @@ impl managed::Manager for Manager {
         let (tx, rx) = oneshot::channel();
         let (detail, config) = (self.detail.clone(), self.config.clone());
         tasks::detach("tenant-connect", async move {
-            let made = tokio::time::timeout(*config.connect_timeout, open(&detail, &config, slot)).await;
+            let slot = Arc::new(slot);
+            let made =
+                tokio::time::timeout(*config.connect_timeout, open(&detail, &config, slot.clone())).await;
+            let timed_out = made.is_err();
             let _ = tx.send(made.unwrap_or(Err(ConnectError::Timeout)));
+            if timed_out {
+                // The server may still be working on the attempt that was given up.
+                tokio::time::sleep(LINGER).await;
+            }
+            drop(slot);
         });
         rx.await.unwrap_or(Err(ConnectError::Timeout))
     }
@@ -90,7 +100,11 @@ impl managed::Manager for Manager {
 }
 
 /// Connects, proves, and leaves a driver behind that holds the slot.
-async fn open(detail: &TenantDetail, config: &PoolConfig, slot: Slot) -> Result<Connection, ConnectError> {
+async fn open(
+    detail: &TenantDetail,
+    config: &PoolConfig,
+    slot: Arc<Slot>,
+) -> Result<Connection, ConnectError> {
     let p = &detail.placement;
     let mut pg = tokio_postgres::Config::new();
     pg.user(&p.role)
@@ -104,16 +118,27 @@ async fn open(detail: &TenantDetail, config: &PoolConfig, slot: Slot) -> Result<
         ));
     let socket = Socket::connect(&p.host, p.port).await?;
     let (client, connection) = pg.connect_raw(Lingering::new(socket), NoTls).await?;
+    let (alive, gone) = oneshot::channel::<std::convert::Infallible>();
+    let last_words = *config.statement_timeout + LINGER;
+    let closing = slot.closing();
     tasks::detach("tenant-connection", async move {
-        if let Err(e) = connection.await {
-            tracing::debug!(error = %e, "connection to a tenant database ended");
+        // Once nobody holds the connection, a server that owes an answer gets the time of one statement.
+        let abandoned = async {
+            let _ = gone.await;
+            tokio::time::sleep(last_words).await;
+        };
+        tokio::select! {
+            ended = connection => if let Err(e) = ended {
+                tracing::debug!(error = %e, "connection to a tenant database ended");
+            },
+            () = abandoned => tracing::warn!("a tenant database's server did not let a connection go"),
         }
         drop(slot);
     });
     proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
     // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
     let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
-    Ok(Connection { client })
+    Ok(Connection { client, closing, _alive: alive })
 }
 
 /// Asks the server to cancel what a connection is doing, then lets the connection go.
@@ -129,6 +154,9 @@ pub(super) async fn cancel_and_close(conn: Connection, host: String, port: u16) 
     drop(conn);
 }
 
+/// How long a server may leave our bytes unacknowledged.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// TCP or Unix, as the host says.
 pub(super) enum Socket {
     Tcp(TcpStream),
@@ -142,6 +170,11 @@ impl Socket {
         }
         let tcp = TcpStream::connect((host, port)).await?;
         tcp.set_nodelay(true)?;
+        // A server that is gone without a word is noticed, busy or idle.
+        let socket = socket2::SockRef::from(&tcp);
+        socket.set_tcp_user_timeout(Some(SILENCE))?;
+        socket
+            .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 3))?;
         Ok(Self::Tcp(tcp))
     }
 }

@@ -49,7 +49,12 @@ impl GivesUp for TenantPool {
 
     fn give_up_one(&self) -> bool {
         let mut given = false;
-        let removed = self.pool.retain(|_, _| std::mem::replace(&mut given, true));
+        let removed = self.pool.retain(|c, _| {
+            // One, if it is still wanted.
+            let give = !given && self.budget.claim(&c.closing);
+            given |= give;
+            !give
+        });
         !removed.removed.is_empty()
     }
 }
@@ -77,8 +82,14 @@ impl Drop for Lease {
             let connection = Object::take(object);
             let p = &self.pool.detail.placement;
             tasks::detach("tenant-cancel", cancel_and_close(connection, p.host.clone(), p.port));
-        } else if self.pool.budget.is_wanted() {
+        } else if self.pool.budget.claim(&object.closing) {
             drop(Object::take(object));
+        } else {
+            drop(object);
+            // Somebody may have begun to wait in between, and found nothing idle.
+            if self.pool.budget.is_wanted() {
+                self.pool.give_up_one();
+            }
         }
     }
 }
@@ -100,6 +111,14 @@ impl Registry {
     /// # Errors
     /// [`PoolError`]; it has been logged and counted.
     pub async fn lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
+        match self.try_lease(detail).await {
+            // Closed while waiting, because a newer row opened another one: once more, with that.
+            Err(PoolError::Closed) => self.try_lease(detail).await,
+            other => other,
+        }
+    }
+
+    async fn try_lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
         let pool = self.pool(detail)?;
         let now = self.0.now_ms();
         pool.last_used.store(now, Ordering::Relaxed);
@@ -107,7 +126,7 @@ impl Registry {
         if status.waiting >= self.0.config.max_waiting.get() {
             return self.failed(detail, PoolError::Queue);
         }
-        if status.available == 0 && now < pool.resting_until.load(Ordering::Acquire) {
+        if status.size == 0 && now < pool.resting_until.load(Ordering::Acquire) {
             return self.failed(detail, PoolError::Resting);
         }
         let leased = tokio::time::timeout(*self.0.config.wait_timeout, pool.pool.get()).await;
@@ -133,13 +152,6 @@ impl Registry {
             }
             Ok(Err(managed::PoolError::Closed)) => self.failed(detail, PoolError::Closed),
             Ok(Err(_)) | Err(_) => self.failed(detail, PoolError::Wait),
-        }
-    }
-
-    /// Closes the pools of an organisation that changed; the next lease opens the one that is right.
-    pub fn drop_pool(&self, id: TenantId) {
-        if let Some(pool) = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-            pool.pool.close();
         }
     }
 
@@ -202,7 +214,10 @@ impl Registry {
             if held.generation > generation {
                 return Err(PoolError::Superseded(held.generation));
             }
-            if held.generation == generation && held.detail.placement.is_same(&detail.placement) {
+            // The caller's row may be a little older than the pool's, within a generation: the pool stays.
+            let is_current = held.detail.placement.is_same(&detail.placement)
+                || held.detail.tenant.revision > detail.tenant.revision;
+            if held.generation == generation && is_current {
                 return Ok(held.clone());
             }
             held.pool.close();

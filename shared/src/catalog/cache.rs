@@ -276,7 +276,7 @@ where
                 inner.metrics.load_errors.inc();
                 tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
                 // A row that cannot be read is that organisation's trouble; silence is everybody's.
-                if matches!(error, StoreError::Pool(_) | StoreError::Query(_) | StoreError::Timeout) {
+                if error.is_masters() {
                     inner.rest();
                 }
                 flight::Outcome::Failed

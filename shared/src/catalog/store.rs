@@ -50,6 +50,20 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the master itself is in trouble, and not one row of it.
+    pub fn is_masters(&self) -> bool {
+        match self {
+            Self::Pool(_) | Self::Timeout => true,
+            // Connection, resources, intervention, system (PostgreSQL, appendix A); anything else is about the data.
+            Self::Query(e) => e.as_db_error().is_none_or(|d| {
+                ["08", "53", "57", "58"].iter().any(|class| d.code().code().starts_with(class))
+            }),
+            Self::Row(_) | Self::Secret(_) | Self::Regressed { .. } => false,
+        }
+    }
+}
+
 impl Store {
     /// A store over a pool of the master; `timeout` bounds each question.
     pub fn new(pool: Pool, key: MasterKey, timeout: Duration) -> Self {
