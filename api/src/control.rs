@@ -42,23 +42,23 @@ pub enum ControlError {
     #[error("there is no organisation {0}")]
     NoTenant(String),
     /// The master or a server failed.
-    #[error("{what}: {}", reason(source))]
+    #[error("{what}: {}", reason(cause))]
     Database {
         /// What was being done.
         what: String,
         /// What PostgreSQL said.
-        source: tokio_postgres::Error,
+        cause: tokio_postgres::Error,
     },
     /// A server did not answer.
     #[error("{0}: no answer in time")]
     Silent(String),
     /// A migration failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Migrate {
         /// Of what.
         what: String,
         /// Why.
-        source: MigrateError,
+        cause: MigrateError,
     },
     /// A sealed value did not open or close.
     #[error("{0}")]
@@ -88,7 +88,7 @@ pub(crate) trait During<T> {
 
 impl<T> During<T> for Result<T, tokio_postgres::Error> {
     fn during(self, what: &str) -> Result<T, ControlError> {
-        self.map_err(|source| ControlError::Database { what: what.to_owned(), source })
+        self.map_err(|cause| ControlError::Database { what: what.to_owned(), cause })
     }
 }
 
@@ -96,14 +96,14 @@ impl<T> During<T> for Result<T, pg::ConnectError> {
     fn during(self, what: &str) -> Result<T, ControlError> {
         self.map_err(|e| match e {
             pg::ConnectError::Timeout => ControlError::Silent(what.to_owned()),
-            pg::ConnectError::Postgres(source) => ControlError::Database { what: what.to_owned(), source },
+            pg::ConnectError::Postgres(cause) => ControlError::Database { what: what.to_owned(), cause },
         })
     }
 }
 
 impl<T> During<T> for Result<T, MigrateError> {
     fn during(self, what: &str) -> Result<T, ControlError> {
-        self.map_err(|source| ControlError::Migrate { what: what.to_owned(), source })
+        self.map_err(|cause| ControlError::Migrate { what: what.to_owned(), cause })
     }
 }
 

@@ -65,14 +65,14 @@ impl Record for DetailRow {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("{key} = {address}: {source}")]
+    #[error("{key} = {address}: {cause}")]
     Bind {
         /// Key of the configuration.
         key: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The pool of the master.
     #[error("master pool: {0}")]
@@ -195,7 +195,7 @@ const KEYS_EVERY: Duration = Duration::from_secs(20);
 const KEYS_RETRY: Duration = Duration::from_millis(250);
 
 async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { key, address, source })
+    TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key, address, cause })
 }
 
 fn local(listener: &TcpListener, configured: Listen) -> SocketAddr {

@@ -40,14 +40,14 @@ use crate::upstream::Backends;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("{key} = {address}: {source}")]
+    #[error("{key} = {address}: {cause}")]
     Bind {
         /// Key of the configuration.
         key: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The certificate.
     #[error("{0}")]
@@ -339,7 +339,7 @@ fn bind(key: &'static str, address: Listen) -> Result<Bound, StartError> {
         let socket = std::net::TcpListener::from(socket);
         Ok(Bound { address: socket.local_addr()?, socket })
     };
-    bound().map_err(|source| StartError::Bind { key, address, source })
+    bound().map_err(|cause| StartError::Bind { key, address, cause })
 }
 
 /// Connections that the kernel holds until they are accepted.

@@ -50,12 +50,12 @@ pub struct ConfigFile {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not TOML, an unknown key, or a value of the wrong type or range.
     #[error("{}:{line}: {key}: {message}", path.display())]
@@ -247,7 +247,7 @@ impl ConfigFile {
     /// [`ConfigError`] when it is not there, not TOML, or has a section nobody knows.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
         let file = Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), text };
         let table = toml::de::DeTable::parse(&file.text).map_err(|e| file.invalid(&e))?;
         for key in table.get_ref().keys() {

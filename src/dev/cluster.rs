@@ -20,7 +20,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use super::files::{DataDir, remove_tree, write_private};
+use super::files::{DataDir, free_port, remove_tree, write_private};
 use super::loopback;
 
 /// Superuser of the cluster.
@@ -198,7 +198,7 @@ impl Cluster {
             println!("making a PostgreSQL cluster in {}", data.display());
             init(binaries, &data, &password).await?;
         }
-        let port = free_port(dir)?;
+        let port = own_port(dir)?;
         let log = fs::File::create(dir.path("postgres.log"))?;
         let mut command = binaries.command("postgres");
         command.arg("-D").arg(&data);
@@ -331,12 +331,13 @@ async fn check_version(binaries: &Binaries, data: &Path) -> anyhow::Result<()> {
 }
 
 /// The port of the last run if it is free, any free one otherwise.
-fn free_port(dir: &DataDir) -> anyhow::Result<u16> {
+fn own_port(dir: &DataDir) -> anyhow::Result<u16> {
     let path = dir.private_dir("secrets")?.join("postgres.port");
     let last = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
-    let listener = TcpListener::bind(loopback(last))
-        .or_else(|_| TcpListener::bind(loopback(0)))
-        .context("a free port")?;
+    let listener = match last {
+        0 => free_port()?,
+        last => TcpListener::bind(loopback(last)).or_else(|_| free_port())?,
+    };
     let port = listener.local_addr()?.port();
     fs::write(&path, port.to_string())?;
     Ok(port)

@@ -35,11 +35,14 @@ impl Ports {
     pub(super) fn pick(https: u16, http: u16, admin: u16) -> anyhow::Result<Self> {
         let mut held = Vec::new();
         let mut one = |flag: &str, port: u16| {
-            let listener = TcpListener::bind(loopback(port)).with_context(|| {
-                format!(
-                    "{flag} {port}: the port is not free (another gmah dev? choose one with {flag}, or 0)"
-                )
-            })?;
+            let listener = match port {
+                0 => free_port()?,
+                port => TcpListener::bind(loopback(port)).with_context(|| {
+                    format!(
+                        "{flag} {port}: the port is not free (another gmah dev? choose one with {flag}, or 0)"
+                    )
+                })?,
+            };
             let port = listener.local_addr()?.port();
             held.push(listener);
             anyhow::Ok(port)
@@ -160,6 +163,18 @@ impl DataDir {
         );
         write_private(&self.config(), text.as_bytes())
     }
+}
+
+/// A free port, held. Below those that the kernel gives to outgoing connections (32768 and up, by default), because it is
+/// let go for a moment before the role takes it.
+pub(super) fn free_port() -> anyhow::Result<TcpListener> {
+    for _ in 0..200 {
+        let port = rand::random_range(10_240..32_768);
+        if let Ok(listener) = TcpListener::bind(loopback(port)) {
+            return Ok(listener);
+        }
+    }
+    bail!("no free port was found between 10240 and 32767")
 }
 
 /// Writes a file that only this user can read, whole or not at all.

@@ -95,7 +95,13 @@ async fn l04_the_grace_period_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_as_processes_end_on_sigterm() {
     let dev = Dev::start().await;
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    // Below the ports that the kernel gives to outgoing connections, of which this machine is full just now.
+    let free = || loop {
+        let port = 10_240 + (uuid::Uuid::new_v4().as_u128() % 22_000) as u16;
+        if let Ok(listener) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().expect("address");
+        }
+    };
     let ports = [free(), free(), free(), free(), free()];
     let mut text = std::fs::read_to_string(dev.config().path()).expect("configuration");
     let keys = ["https", "http", "admin", "api", "api_admin"];
