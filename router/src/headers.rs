@@ -269,4 +269,55 @@ mod tests {
         let left: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["etag", "x-request-id"]);
     }
+
+    #[test]
+    fn s13_cookies_stay_with_their_host() {
+        let own = |cookie: &str| is_own_cookie(cookie.as_bytes(), "paris.gmah.com");
+        for cookie in [
+            "a=b",
+            "a=b; Path=/; Secure",
+            "a=b; Domain=paris.gmah.com",
+            "a=b; domain = .PARIS.gmah.com ; HttpOnly",
+        ] {
+            assert!(own(cookie), "{cookie}");
+        }
+        for cookie in [
+            "a=b; Domain=.gmah.com",
+            "a=b;DOMAIN=gmah.com",
+            "a=b; Path=/; domain=lyon.gmah.com",
+            "a=b; domain=com",
+            "a=b; Domain",
+        ] {
+            assert!(!own(cookie), "{cookie}");
+        }
+        let mut response = ResponseHeader::build(200, None).expect("head");
+        for cookie in ["a=1", "b=2; Domain=.gmah.com", "c=3"] {
+            response.append_header("Set-Cookie", cookie).expect("header");
+        }
+        response.insert_header("Alt-Svc", "h3=\":443\"").expect("header");
+        response.insert_header("Connection", "X-Hop, Content-Length").expect("header");
+        response.insert_header("X-Hop", "1").expect("header");
+        response.insert_header("Content-Length", "0").expect("header");
+        let ctx = RequestCtx {
+            host: gmah_shared::hostname::Hostname::parse("paris.gmah.com").ok(),
+            ..RequestCtx::new()
+        };
+        to_client(&mut response, &ctx).expect("cleaned");
+        let cookies: Vec<_> =
+            response.headers.get_all("set-cookie").iter().map(|v| v.to_str().expect("text")).collect();
+        assert_eq!(cookies, ["a=1", "c=3"]);
+        assert!(!response.headers.contains_key("alt-svc") && !response.headers.contains_key("x-hop"));
+        assert!(response.headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn crumbs_of_cookies_are_joined() {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("head");
+        for crumb in ["a=1", "b=2", "c=3"] {
+            request.append_header("cookie", crumb).expect("header");
+        }
+        to_backend(&mut request, &RequestCtx::new()).expect("made");
+        let all: Vec<_> = request.headers.get_all("cookie").iter().collect();
+        assert_eq!(all, ["a=1; b=2; c=3"]);
+    }
 }

@@ -234,3 +234,26 @@ async fn rule_4_no_pool_of_another_generation() {
         "{refused}"
     );
 }
+
+/// A body that trickles in holds no connection: with every connection allowed, others of the same tenant are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn q08_a_slow_body_holds_no_connection() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    let head = format!(
+        "POST /api/v1/members HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: 1000\r\n\r\n{{",
+        dev.host("paris")
+    );
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut stream = dev.client.connect(&dev.host("paris")).await;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.expect("sent");
+        slow.push(stream);
+    }
+    for _ in 0..10 {
+        assert_eq!(dev.get_as("paris", "/api/v1/members", &token).await.status, 200);
+    }
+    let leased = dev.metrics("api_admin").await.sum("gmah_api_pool_connections", &["leased"]);
+    assert_eq!(leased, 0.0);
+}

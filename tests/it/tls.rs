@@ -73,6 +73,7 @@ async fn t22_r01_slow_and_silent_clients() {
             (short, short, short, HumanDuration::from_millis(900), short);
         l.max_connections_per_address = Within::new(40);
         l.max_body_bytes = Within::new(10_000);
+        c.router.api.read_timeout = short;
     })
     .await;
     let paris = dev.host("paris");
@@ -107,6 +108,15 @@ async fn t22_r01_slow_and_silent_clients() {
     let raw = client.raw(&paris, head.as_bytes()).await;
     assert!(matches!(status(&raw), Some(408) | None), "{}", String::from_utf8_lossy(&raw));
 
+    // An HTTP/2 request that is answered while its body never comes: its stream is reset, and the connection stays free
+    // to end.
+    let hanging = client.http2(&paris).await;
+    let (stream, _body) =
+        hanging.begin(http::Request::post(format!("https://{paris}/")).body(()).expect("request")).await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream).await;
+    assert!(ended.is_ok(), "an answer or a reset");
+    eventually("reset", Duration::from_secs(5), || async { router_connections(&router) }, |n| *n == 0).await;
+
     // Over the size of a body: declared, and found out on the way.
     let big = "x".repeat(20_000);
     let seen = client.send("POST", &paris, "/", &[], Some(&big)).await;
@@ -138,6 +148,10 @@ async fn t22_r01_slow_and_silent_clients() {
         "places are given back"
     );
     router.stop().await;
+}
+
+fn router_connections(router: &gmah_router::server::RunningRouter) -> i64 {
+    router.metrics.connections.get()
 }
 
 #[tokio::test(flavor = "multi_thread")]

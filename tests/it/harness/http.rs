@@ -149,6 +149,15 @@ impl Http2 {
         })
     }
 
+    /// A request whose body is not finished.
+    pub(crate) async fn begin(
+        &self,
+        request: http::Request<()>,
+    ) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+        let mut sender = self.0.clone().ready().await.expect("ready");
+        sender.send_request(request, false).expect("sent")
+    }
+
     pub(crate) async fn get(&self, authority: &str, path: &str) -> Result<Answer, h2::Error> {
         let uri = format!("https://{authority}{path}");
         self.send(http::Request::get(uri).body(()).expect("request"), "").await
