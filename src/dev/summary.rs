@@ -1,6 +1,7 @@
 //! What is told when everything answers: the ready file for programs, a page for people.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use gmah_shared::hostname::Hostname;
 use secrecy::ExposeSecret as _;
@@ -66,13 +67,37 @@ impl Info<'_> {
             "\n  try it      curl --cacert {ca} https://{first}:{port}/api/v1/tenant\n  metrics     curl \
              http://{admin}/metrics\n  psql        PGPASSWORD=$(cat {password}) psql -h {host} -p {pg_port} -U \
              {SUPERUSER} -l\n  commands    gmah --config {config} tenant list\n",
-            ca = self.dir.ca().display(),
+            ca = quoted(&self.dir.ca()),
             admin = self.admin,
-            password = self.dir.path("secrets/postgres.password").display(),
+            password = quoted(&self.dir.path("secrets/postgres.password")),
             host = cluster.host(),
             pg_port = cluster.port(),
-            config = self.dir.config().display(),
+            config = quoted(&self.dir.config()),
         ));
         text
+    }
+}
+
+/// A path as a shell takes it: the printed lines work as they are.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@%:,".contains(&b));
+    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        for (path, want) in [
+            ("/a/b-c.d", "/a/b-c.d"),
+            ("/my data/x", "'/my data/x'"),
+            ("/it's", "'/it'\\''s'"),
+            ("/$x", "'/$x'"),
+        ] {
+            assert_eq!(quoted(Path::new(path)), want);
+        }
     }
 }
