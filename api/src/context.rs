@@ -99,9 +99,10 @@ fn admit(app: &App, request: &Request) -> Result<Arc<VerifiedToken>, ApiError> {
 async fn resolve(app: &Arc<App>, token: &VerifiedToken) -> Result<TenantContext, ApiError> {
     let detail = current(app, token).await?;
     match detail.0.tenant.status {
-        TenantStatus::Active => Ok(TenantContext { app: app.clone(), detail }),
+        // In maintenance the router mints no token of this generation but for requests that may pass all the same.
+        TenantStatus::Active | TenantStatus::Maintenance => Ok(TenantContext { app: app.clone(), detail }),
         TenantStatus::Suspended => Err(ApiError::Suspended),
-        TenantStatus::Provisioning | TenantStatus::Maintenance => Err(ApiError::Unavailable),
+        TenantStatus::Provisioning => Err(ApiError::Unavailable),
         TenantStatus::Deleted => Err(ApiError::InvalidTenantToken),
     }
 }

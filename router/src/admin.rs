@@ -10,6 +10,7 @@ use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 
 use crate::metrics::Metrics;
+use crate::proxy::Edge;
 
 /// What the admin listener shows.
 pub(crate) struct Admin {
@@ -17,11 +18,29 @@ pub(crate) struct Admin {
     pub(crate) signer: Signer,
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) catalog_connected: Arc<AtomicBool>,
+    pub(crate) edge: Arc<Edge>,
 }
 
 impl Admin {
     fn ready(&self) -> bool {
         !self.draining.load(Ordering::Acquire) && self.signer.keyring().signing().is_some()
+    }
+
+    fn count_backends(&self) {
+        for pool in self.edge.pools.load().all() {
+            let mut counts = [("up", 0), ("down", 0), ("ejected", 0)];
+            for endpoint in pool.endpoints().iter() {
+                let state = match (endpoint.is_down(), endpoint.is_ejected()) {
+                    (true, _) => 1,
+                    (false, true) => 2,
+                    (false, false) => 0,
+                };
+                counts[state].1 += 1;
+            }
+            for (state, count) in counts {
+                self.metrics.backends.with_label_values(&[&*pool.name, state]).set(count);
+            }
+        }
     }
 
     fn answer(&self, method: &Method, path: &str) -> (StatusCode, &'static str, String) {
@@ -33,6 +52,7 @@ impl Admin {
             "/metrics" => {
                 let connected = i64::from(self.catalog_connected.load(Ordering::Acquire));
                 self.metrics.catalog_connected.set(connected);
+                self.count_backends();
                 match gmah_shared::telemetry::encode(&self.metrics.registry) {
                     Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4", text),
                     Err(e) => {

@@ -1,11 +1,17 @@
 //! `[router]`.
 
-use std::net::SocketAddr;
+mod pools;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
+use ipnet::IpNet;
 use serde::Deserialize;
+
+pub use pools::{Health, Pool, Protocol, Rule, Target};
 
 /// What the router role needs beyond the shared settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,8 +43,20 @@ pub struct Router {
     /// Bounds of clients.
     #[serde(default)]
     pub limits: Limits,
-    /// Backends of the pool `api`.
-    pub api: Upstream,
+    /// Proxies in front of the router.
+    #[serde(default)]
+    pub proxies: Proxies,
+    /// For this long browsers use HTTPS only (`Strict-Transport-Security`, RFC 6797). Default 365 days.
+    #[serde(default = "hsts")]
+    pub hsts_max_age: HumanDuration,
+    /// Backends, by the name of their pool.
+    pub pools: BTreeMap<String, Pool>,
+    /// Which paths go to which pool. Default: all to the only pool.
+    #[serde(default)]
+    pub routes: Vec<Rule>,
+    /// Idle connections to backends that each worker keeps. Default 256.
+    #[serde(default = "upstream_idle")]
+    pub upstream_idle: Within<1, 100_000>,
     /// After SIGTERM readiness goes off, and the router goes on accepting for this long, so that balancers notice.
     /// Default 1 ms: not at all.
     #[serde(default = "drain_delay")]
@@ -66,8 +84,14 @@ pub struct Limits {
     pub write_timeout: HumanDuration,
     /// Connections of one address (an IPv6 network of 64 bits counts as one). Default 2000.
     pub max_connections_per_address: Within<1, 1_000_000>,
+    /// New connections of one address in a minute, and in one burst. Default 30,000.
+    pub max_new_connections_per_address: Within<1, 100_000_000>,
     /// Connections in all. Default 50,000.
     pub max_connections: Within<1, 10_000_000>,
+    /// A request body slower than this many bytes a second is cut off; 0 lets any pass. Default 100.
+    pub min_body_rate: Within<0, 1_000_000>,
+    /// Over how long that is measured. Default 10 s.
+    pub body_rate_window: HumanDuration,
     /// Largest request body in bytes. Default 32 MiB.
     pub max_body_bytes: Within<1, 1_099_511_627_776>,
     /// An HTTP/2 request in which nothing moves for this long is reset: what a backend and a body may take together.
@@ -85,37 +109,55 @@ impl Default for Limits {
             body_timeout: HumanDuration::from_secs(30),
             write_timeout: HumanDuration::from_secs(30),
             max_connections_per_address: Within::new(2000),
+            max_new_connections_per_address: Within::new(30_000),
             max_connections: Within::new(50_000),
+            min_body_rate: Within::new(100),
+            body_rate_window: HumanDuration::from_secs(10),
             max_body_bytes: Within::new(32 << 20),
             stall_timeout: Duration::from_secs(65),
         }
     }
 }
 
-/// `[router.api]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upstream {
-    /// Addresses of the backends, at least one.
-    pub addresses: Vec<SocketAddr>,
-    /// Connecting. Default 1 s.
-    #[serde(default = "connect_timeout")]
-    pub connect_timeout: HumanDuration,
-    /// First byte of the response, and between two pieces of it. Default 35 s: the api's own deadline and some.
-    #[serde(default = "read_timeout")]
-    pub read_timeout: HumanDuration,
-    /// Writing a piece of the request. Default 30 s.
-    #[serde(default = "write_timeout")]
-    pub write_timeout: HumanDuration,
-    /// An idle connection is kept for this long; shorter than the backend keeps it. Default 60 s.
-    #[serde(default = "keepalive_timeout")]
-    pub keepalive_timeout: HumanDuration,
-    /// Idle connections kept per worker. Default 256.
-    #[serde(default = "keepalive")]
-    pub max_idle: Within<1, 100_000>,
-    /// Attempts in all where nothing can run twice. Default 3.
-    #[serde(default = "attempts")]
-    pub attempts: Within<1, 10>,
+/// `[router.proxies]`: who may say that a connection or a request is somebody else's. Networks, like `"10.0.0.0/8"`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Proxies {
+    /// Connections from here begin with a PROXY header, version 1 or 2, on both public listeners. Default: none.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// `X-Forwarded-For` of clients here is believed; its last address that is not one of these is the client's.
+    /// Default: none.
+    pub forwarded_from: Vec<IpNet>,
+}
+
+impl Proxies {
+    /// Whether connections from that address begin with a PROXY header.
+    pub fn speaks_proxy_protocol(&self, peer: IpAddr) -> bool {
+        contains(&self.proxy_protocol_from, peer)
+    }
+
+    /// Whose request it is: `client` of the connection, or whom it names, if it may.
+    pub fn client<'a>(
+        &self,
+        client: IpAddr,
+        forwarded_for: impl DoubleEndedIterator<Item = &'a str>,
+    ) -> IpAddr {
+        let mut client = client;
+        // From the end: what stands further left was written by whom stands further right.
+        for part in forwarded_for.rev().flat_map(|v| v.rsplit(',')) {
+            if !contains(&self.forwarded_from, client) {
+                break;
+            }
+            let Ok(named) = part.trim().parse::<IpAddr>() else { break };
+            client = named;
+        }
+        client
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|n| n.contains(&address))
 }
 
 impl RouterConfig {
@@ -125,12 +167,58 @@ impl RouterConfig {
     /// [`ConfigError`] with the place of the first fault.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
         let mut config: Self = file.parse()?;
-        if config.router.api.addresses.is_empty() {
-            return Err(file.at(0, "router.api.addresses", "at least one backend is needed"));
+        config.router.check_routes().map_err(|(key, message)| file.at_key(&key, &message))?;
+        for pool in config.router.pools.values_mut() {
+            pool.ca_file = pool.ca_file.as_deref().map(|f| file.resolve(f));
         }
         config.router.certificate_file = file.resolve(&config.router.certificate_file);
         config.router.key_file = file.resolve(&config.router.key_file);
         Ok(config)
+    }
+}
+
+impl Router {
+    /// What the types cannot say: key and fault.
+    fn check_routes(&mut self) -> Result<(), (String, String)> {
+        let fault = |key: String, message: &str| Err((key, message.to_owned()));
+        let mut audiences = BTreeSet::new();
+        for (name, pool) in &self.pools {
+            let key = |k: &str| format!("router.pools.{name}.{k}");
+            if pool.addresses.is_empty() {
+                return fault(key("addresses"), "at least one backend is needed");
+            }
+            if !audiences.insert(pool.audience.clone().unwrap_or_else(|| format!("gmah-{name}"))) {
+                return fault(
+                    key("audience"),
+                    "another pool has the same: a backend could replay to the other",
+                );
+            }
+            let named = pool.addresses.iter().all(|t| matches!(t, Target::Name(..)));
+            if pool.protocol.is_tls() && pool.server_name.is_none() && !named {
+                return fault(key("server_name"), "needed over TLS where a backend is an address");
+            }
+            if pool.health.path.as_ref().is_some_and(|p| !p.starts_with('/')) {
+                return fault(key("health.path"), "begins with /");
+            }
+        }
+        if self.routes.is_empty() {
+            match self.pools.keys().next() {
+                Some(only) if self.pools.len() == 1 => {
+                    self.routes.push(Rule { prefix: "/".into(), pool: only.clone() });
+                }
+                _ => return fault("router.routes".into(), "needed unless there is exactly one pool"),
+            }
+        }
+        let mut prefixes = BTreeSet::new();
+        for rule in &self.routes {
+            if !rule.prefix.starts_with('/') || !prefixes.insert(rule.prefix.clone()) {
+                return fault("router.routes.prefix".into(), "begins with /, and stands once");
+            }
+            if !self.pools.contains_key(&rule.pool) {
+                return fault("router.routes.pool".into(), &format!("there is no pool {}", rule.pool));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -142,6 +230,10 @@ fn zero() -> Within<0, 1024> {
     Within::new(0)
 }
 
+fn hsts() -> HumanDuration {
+    HumanDuration::from_secs(365 * 86_400)
+}
+
 fn drain_delay() -> HumanDuration {
     HumanDuration::from_millis(1)
 }
@@ -150,26 +242,33 @@ fn drain_timeout() -> HumanDuration {
     HumanDuration::from_secs(30)
 }
 
-fn connect_timeout() -> HumanDuration {
-    HumanDuration::from_secs(1)
-}
-
-fn read_timeout() -> HumanDuration {
-    HumanDuration::from_secs(35)
-}
-
-fn write_timeout() -> HumanDuration {
-    HumanDuration::from_secs(30)
-}
-
-fn keepalive_timeout() -> HumanDuration {
-    HumanDuration::from_secs(60)
-}
-
-fn keepalive() -> Within<1, 100_000> {
+fn upstream_idle() -> Within<1, 100_000> {
     Within::new(256)
 }
 
-fn attempts() -> Within<1, 10> {
-    Within::new(3)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_proxies_may_name_the_client() {
+        let proxies = Proxies {
+            forwarded_from: vec![
+                "10.0.0.0/8".parse().expect("network"),
+                "2001:db8::/32".parse().expect("network"),
+            ],
+            ..Proxies::default()
+        };
+        let client = |peer: &str, fields: &[&str]| {
+            proxies.client(peer.parse().expect("address"), fields.iter().copied()).to_string()
+        };
+        assert_eq!(client("192.0.2.1", &["198.51.100.9"]), "192.0.2.1", "a stranger's word");
+        assert_eq!(client("10.0.0.1", &["198.51.100.9"]), "198.51.100.9");
+        assert_eq!(client("::ffff:10.0.0.1", &["198.51.100.9"]), "198.51.100.9");
+        assert_eq!(client("10.0.0.1", &["203.0.113.5, 198.51.100.9, 10.9.9.9"]), "198.51.100.9");
+        assert_eq!(client("10.0.0.1", &["203.0.113.5", "198.51.100.9", "2001:db8::1"]), "198.51.100.9");
+        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["198.51.100.9, junk"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["10.0.0.2"]), "10.0.0.2");
+    }
 }

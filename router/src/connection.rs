@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Limits;
 use crate::ctx::{Progress, new_request_id};
 use crate::head::{self, MAX_HEAD, Progress as Head};
+use crate::headers::Promises;
 use crate::reject::Rejection;
 
 /// What serves requests, and how it is told to stop.
@@ -44,6 +45,8 @@ pub trait Http: Send + Sync + 'static {
     fn shutdown(&self) -> &ShutdownWatch;
     /// Counts what is still running.
     fn tracker(&self) -> &TaskTracker;
+    /// What every response says.
+    fn promises(&self) -> &Promises;
     /// Hears of requests that were refused before they were requests.
     fn refused(&self, rejection: Rejection);
 }
@@ -57,7 +60,13 @@ enum Awaited {
 }
 
 /// Serves HTTP/1.1 until either side has had enough.
-pub async fn http1<H: Http>(mut stream: Stream, client: IpAddr, limits: &Limits, http: Arc<H>) {
+pub async fn http1<H: Http>(
+    mut stream: Stream,
+    client: IpAddr,
+    limits: &Limits,
+    end: &CancellationToken,
+    http: Arc<H>,
+) {
     let mut settings = None;
     // A connection that was accepted before a stop may have its first request on the way.
     let mut grace = FIRST_GRACE;
@@ -82,7 +91,12 @@ pub async fn http1<H: Http>(mut stream: Stream, client: IpAddr, limits: &Limits,
         session.set_write_timeout(Some(*limits.write_timeout));
         session.set_total_drain_timeout(Some(*limits.body_timeout));
         session.set_pipelined_prefix(head);
-        let reused = http.app().process_new_http(session, http.shutdown()).await;
+        let reused = tokio::select! {
+            biased;
+            reused = http.app().process_new_http(session, http.shutdown()) => reused,
+            // Losing the request closes both its connections, in the middle of whatever was said.
+            () = end.cancelled() => return,
+        };
         match reused {
             Some(reused) => (stream, settings) = reused.consume(),
             None => return,
@@ -225,8 +239,18 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
             }
             accepted = Http2Session::from_h2_conn(&mut connection, digest.clone()) => accepted,
             // Losing this arm begins the idle time anew, which is what a new stream means.
-            () = active.idle_for(*limits.idle_timeout) => return,
+            // While stopping, a client that says nothing is not waited for.
+            () = active.idle_for(if stopping { LINGER } else { *limits.idle_timeout }) => return,
         };
+        if active.is_abused() {
+            // Begun and abandoned, over and over (CVE-2023-44487): each cost a backend something and the client nothing.
+            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+            http.refused(Rejection::TooManyResets);
+            // The goodbye is written by one more look at the connection.
+            let last = Http2Session::from_h2_conn(&mut connection, digest.clone());
+            let _ = tokio::time::timeout(LINGER, last).await;
+            return;
+        }
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
                 if session.req_header().method == Method::CONNECT {
@@ -242,7 +266,9 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     session.set_write_timeout(Some(write_timeout));
                     if session.req_header().method == Method::CONNECT {
                         // In front of the framework's own, which has no body and no id.
-                        let _ = Rejection::Method.answer(&mut session, &new_request_id()).await;
+                        let promises = http.promises();
+                        let _ =
+                            Rejection::Method.answer(&mut session, &new_request_id(), promises, true).await;
                         return drop(guard);
                     }
                     let served = http.app().process_new_http(session, http.shutdown());
@@ -250,6 +276,9 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                         _ = served => {}
                         // Losing the request here resets its stream and frees its backend connection.
                         () = stalled(&progress, stall_timeout) => http.refused(Rejection::RequestTimeout),
+                    }
+                    if progress.is_abandoned() {
+                        guard.0.abandoned.fetch_add(1, Ordering::Relaxed);
                     }
                     drop(guard);
                 });
@@ -285,10 +314,15 @@ const MAX_STREAMS: u32 = 100;
 /// Malformed streams that a connection may send in its life.
 const MAX_MALFORMED_STREAMS: usize = 32;
 
-/// Streams in flight on a connection.
+/// Streams that a connection may abandon before it is asked what for.
+const MAX_ABANDONED_STREAMS: usize = 100;
+
+/// Streams of a connection: in flight, begun, abandoned before their answer.
 #[derive(Default)]
 struct Active {
     count: AtomicUsize,
+    begun: AtomicUsize,
+    abandoned: AtomicUsize,
     idle: Notify,
 }
 
@@ -297,7 +331,14 @@ struct Guard(Arc<Active>);
 impl Active {
     fn enter(self: &Arc<Self>) -> Guard {
         self.count.fetch_add(1, Ordering::AcqRel);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         Guard(self.clone())
+    }
+
+    /// Many streams were abandoned, and most of them.
+    fn is_abused(&self) -> bool {
+        let abandoned = self.abandoned.load(Ordering::Relaxed);
+        abandoned > MAX_ABANDONED_STREAMS && abandoned > self.begun.load(Ordering::Relaxed) / 2
     }
 
     async fn idle_for(&self, time: Duration) {

@@ -2,16 +2,18 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use gmah_shared::catalog::Hit;
 use gmah_shared::hostname::Hostname;
 use http::HeaderValue;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::TenantSeries;
 use crate::reject::Rejection;
 use crate::resolve::{Name, Route};
+use crate::upstream::{Lease, Pool};
 
 /// What the listener knows of a connection; every request on it can ask.
 #[derive(Debug)]
@@ -20,22 +22,62 @@ pub struct ConnectionInfo {
     pub client: IpAddr,
     /// Names of the certificate that was served; none on the plain port.
     pub certificate_names: Option<Arc<[String]>>,
+    /// Cancelled to end the connection whatever it carries; cancelled as well when it has ended.
+    pub end: CancellationToken,
 }
 
-/// A mark that moves whenever a body does. HTTP/2 bodies have no deadline in the framework, so [`crate::connection`]
-/// watches it.
+/// What the connection sees of a request while the framework has it. HTTP/2 bodies have no deadline in the framework,
+/// so [`crate::connection`] watches a mark that moves whenever a body does.
 #[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
+pub struct Progress(Arc<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    moves: AtomicU64,
+    is_abandoned: AtomicBool,
+}
 
 impl Progress {
     /// Something moved.
     pub fn moved(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.moves.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Differs from an earlier value if something moved since.
     pub fn mark(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.moves.load(Ordering::Relaxed)
+    }
+
+    /// The client left before it was answered.
+    pub fn abandoned(&self) {
+        self.0.is_abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client left before it was answered.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.is_abandoned.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a body keeps coming: bytes in windows of some seconds. A pause that the backend makes does not count against
+/// the client, because a window ends only when something arrives, and what arrives then had time to gather.
+#[derive(Debug, Default)]
+pub struct Pace {
+    window: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    /// A piece of a body arrived. False if the window it ends held less than `rate` bytes for each of its seconds.
+    pub fn keeps_up(&mut self, length: u64, rate: u64, window: Duration) -> bool {
+        let now = Instant::now();
+        let (since, bytes) = self.window.get_or_insert((now, 0));
+        *bytes += length;
+        if now.duration_since(*since) < window {
+            return true;
+        }
+        let enough = *bytes as f64 >= rate as f64 * window.as_secs_f64();
+        self.window = Some((now, 0));
+        enough
     }
 }
 
@@ -55,6 +97,14 @@ pub struct RequestCtx {
     pub name: Option<Name>,
     /// The tenant and what goes with it.
     pub route: Option<Hit<Route>>,
+    /// Where it goes.
+    pub pool: Option<Arc<Pool>>,
+    /// The backend of the current attempt.
+    pub lease: Option<Lease>,
+    /// Until when all of it must be over.
+    pub deadline: Option<Instant>,
+    /// Whether the client asks for a WebSocket.
+    pub is_upgrade: bool,
     /// The token that is attached to every attempt.
     pub token: Option<HeaderValue>,
     /// Series of the tenant, or of those that are nobody's.
@@ -73,6 +123,8 @@ pub struct RequestCtx {
     pub progress: Option<Progress>,
     /// Body bytes received.
     pub bytes_in: u64,
+    /// How fast they come.
+    pub body_pace: Pace,
 }
 
 impl RequestCtx {
@@ -86,6 +138,10 @@ impl RequestCtx {
             host: None,
             name: None,
             route: None,
+            pool: None,
+            lease: None,
+            deadline: None,
+            is_upgrade: false,
             token: None,
             series: None,
             is_neutral: false,
@@ -95,6 +151,7 @@ impl RequestCtx {
             was_stale: false,
             progress: None,
             bytes_in: 0,
+            body_pace: Pace::default(),
         }
     }
 }
@@ -104,6 +161,13 @@ impl RequestCtx {
     pub fn moved(&self) {
         if let Some(progress) = &self.progress {
             progress.moved();
+        }
+    }
+
+    /// The client left before it was answered.
+    pub fn abandoned(&self) {
+        if let Some(progress) = &self.progress {
+            progress.abandoned();
         }
     }
 }

@@ -104,11 +104,35 @@ fn join_cookies(request: &mut RequestHeader) -> Result<()> {
 
 const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
 
+/// What every response over TLS says of itself, whatever a backend says.
+pub struct Promises {
+    hsts: HeaderValue,
+}
+
+impl Promises {
+    /// Browsers use HTTPS only for that long.
+    pub fn new(hsts_max_age: std::time::Duration) -> Self {
+        let hsts = HeaderValue::from_str(&format!("max-age={}", hsts_max_age.as_secs()));
+        Self { hsts: hsts.unwrap_or(HeaderValue::from_static("max-age=31536000")) }
+    }
+
+    /// Sets them. HSTS means nothing in clear (RFC 6797, section 7.2).
+    ///
+    /// # Errors
+    /// Never with these values.
+    pub fn set(&self, response: &mut ResponseHeader, is_tls: bool) -> Result<()> {
+        if is_tls {
+            response.insert_header(header::STRICT_TRANSPORT_SECURITY, self.hsts.clone())?;
+        }
+        response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+    }
+}
+
 /// Cleans a response on its way to the client.
 ///
 /// # Errors
 /// As [`to_backend`].
-pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx, promises: &Promises) -> Result<()> {
     for name in nominated(&response.headers) {
         response.remove_header(&name);
     }
@@ -124,6 +148,7 @@ pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> 
     response.remove_header(&header::SERVER);
     // Where else this host may be reached is ours to say.
     response.remove_header(&header::ALT_SVC);
+    promises.set(response, ctx.is_tls)?;
     response.insert_header("X-Request-ID", ctx.request_id.as_str())
 }
 
@@ -252,6 +277,10 @@ mod tests {
         assert!(!is_ours(&"x".repeat(300)));
     }
 
+    fn promises() -> Promises {
+        Promises::new(std::time::Duration::from_secs(60))
+    }
+
     #[test]
     fn s13_nothing_of_ours_leaves() {
         let mut response = ResponseHeader::build(200, None).expect("head");
@@ -265,9 +294,9 @@ mod tests {
             response.insert_header(name, value).expect("header");
         }
         let ctx = RequestCtx::new();
-        to_client(&mut response, &ctx).expect("cleaned");
+        to_client(&mut response, &ctx, &promises()).expect("cleaned");
         let left: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["etag", "x-request-id"]);
+        assert_eq!(left, ["etag", "strict-transport-security", "x-content-type-options", "x-request-id"]);
     }
 
     #[test]
@@ -302,7 +331,7 @@ mod tests {
             host: gmah_shared::hostname::Hostname::parse("paris.gmah.com").ok(),
             ..RequestCtx::new()
         };
-        to_client(&mut response, &ctx).expect("cleaned");
+        to_client(&mut response, &ctx, &promises()).expect("cleaned");
         let cookies: Vec<_> =
             response.headers.get_all("set-cookie").iter().map(|v| v.to_str().expect("text")).collect();
         assert_eq!(cookies, ["a=1", "c=3"]);

@@ -1,10 +1,12 @@
 //! Step 1: sockets. The accept loop is ours, because the framework's own knows neither a handshake deadline, nor caps,
 //! nor a refusal before the handshake; the HTTP behind it is the framework's.
 
-use std::collections::HashMap;
+mod addresses;
+mod proxy_protocol;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gmah_shared::tasks;
@@ -16,12 +18,15 @@ use pingora_http::ResponseHeader;
 use rustls::server::Acceptor as HelloReader;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::certs::{Certificates, Served};
-use crate::config::Limits;
+use crate::config::{Limits, Proxies};
 use crate::connection::{self, Http};
 use crate::ctx::ConnectionInfo;
-use crate::metrics::{Handshake, Metrics};
+use crate::metrics::{Handshake, Metrics, Refused};
+
+pub use addresses::{Addresses, Place};
 
 /// Whether a listener speaks TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,77 +47,8 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// Connections by address.
     pub addresses: Addresses,
-}
-
-/// Counts connections by address, within the caps.
-#[derive(Clone)]
-pub struct Addresses {
-    open: Arc<Mutex<Open>>,
-    per_address: usize,
-    total: usize,
-}
-
-#[derive(Default)]
-struct Open {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// A connection's place; given back when dropped.
-pub struct Place {
-    addresses: Addresses,
-    key: IpAddr,
-    metrics: Arc<Metrics>,
-}
-
-impl Addresses {
-    /// No connection yet.
-    pub fn new(limits: &Limits) -> Self {
-        Self {
-            open: Arc::default(),
-            per_address: limits.max_connections_per_address.get(),
-            total: limits.max_connections.get(),
-        }
-    }
-
-    /// A place for a connection from that address, unless a cap is reached.
-    pub fn enter(&self, address: IpAddr, metrics: &Arc<Metrics>) -> Option<Place> {
-        let key = network(address);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = open.by_address.get(&key).copied().unwrap_or(0);
-        if open.total >= self.total || here >= self.per_address {
-            let reason = if open.total >= self.total { "total" } else { "address" };
-            drop(open);
-            metrics.refused_connection(reason);
-            return None;
-        }
-        open.total += 1;
-        open.by_address.insert(key, here + 1);
-        metrics.connections.inc();
-        Some(Place { addresses: self.clone(), key, metrics: metrics.clone() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.addresses.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.total -= 1;
-        if let Some(n) = open.by_address.get_mut(&self.key) {
-            *n -= 1;
-            if *n == 0 {
-                open.by_address.remove(&self.key);
-            }
-        }
-        self.metrics.connections.dec();
-    }
-}
-
-/// One client has a whole IPv6 network of 64 bits; an IPv4 address mapped into IPv6 is that address.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & (u128::MAX << 64)).into()),
-        v4 => v4,
-    }
+    /// Who may speak for others.
+    pub proxies: Proxies,
 }
 
 /// Accepts until told to stop, and serves each connection on this thread.
@@ -133,14 +69,28 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
             }
         }
         match accepted {
-            Ok((stream, client)) => {
-                let Some(place) = gate.addresses.enter(client.ip(), &gate.metrics) else {
-                    continue;
+            Ok((stream, peer)) => {
+                // Behind a proxy the client is known only once the proxy has named it.
+                let is_proxy = gate.proxies.speaks_proxy_protocol(peer.ip());
+                let address = (!is_proxy).then_some(peer.ip());
+                let mut place = match gate.addresses.enter(address, &gate.metrics) {
+                    Ok(place) => place,
+                    Err(reason) => {
+                        gate.metrics.refused_connection(reason);
+                        continue;
+                    }
                 };
                 let (gate, http) = (gate.clone(), http.clone());
                 let tracker = http.tracker().clone();
                 let connection = tracker.track_future(async move {
-                    serve(stream, client, kind, &gate, http).await;
+                    let socket = Accepted { stream, client: peer, read: Vec::new() };
+                    let socket = match is_proxy {
+                        true => behind_proxy(socket, &mut place, &gate).await,
+                        false => Some(socket),
+                    };
+                    if let Some(socket) = socket {
+                        serve(socket, kind, &gate, http).await;
+                    }
                     drop(place);
                 });
                 drop(tasks::detach("client-connection", connection));
@@ -154,21 +104,59 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
     }
 }
 
-async fn serve<H: Http>(stream: TcpStream, client: SocketAddr, kind: Kind, gate: &Gate, http: Arc<H>) {
+/// A socket, whose client it is, and what has been read of it and is not used up.
+struct Accepted {
+    stream: TcpStream,
+    client: SocketAddr,
+    read: Vec<u8>,
+}
+
+/// Reads the header that the proxy owes us; then the connection is its client's. Without a readable one there is no
+/// telling whose it is, and it ends.
+async fn behind_proxy(mut socket: Accepted, place: &mut Place, gate: &Gate) -> Option<Accepted> {
+    let header = proxy_protocol::read(&mut socket.stream, &mut socket.read);
+    match tokio::time::timeout(*gate.limits.handshake_timeout, header).await {
+        Ok(Ok(Some(client))) => socket.client = client,
+        // The proxy on its own behalf: a health check.
+        Ok(Ok(None)) => {}
+        Ok(Err(e)) => {
+            tracing::debug!(proxy = %socket.client, error = %e, "no PROXY header");
+            gate.metrics.refused_connection(Refused::ProxyHeader);
+            return None;
+        }
+        Err(_) => {
+            gate.metrics.refused_connection(Refused::ProxyHeader);
+            return None;
+        }
+    }
+    match place.belongs_to(socket.client.ip()) {
+        Ok(()) => Some(socket),
+        Err(reason) => {
+            gate.metrics.refused_connection(reason);
+            None
+        }
+    }
+}
+
+async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, http: Arc<H>) {
+    let client = socket.client;
     // The framework writes heads without a deadline: the kernel ends a connection whose other side takes nothing.
     let patience = Some(*gate.limits.write_timeout);
-    if stream.set_nodelay(true).is_err()
-        || socket2::SockRef::from(&stream).set_tcp_user_timeout(patience).is_err()
+    if socket.stream.set_nodelay(true).is_err()
+        || socket2::SockRef::from(&socket.stream).set_tcp_user_timeout(patience).is_err()
     {
         return;
     }
+    // However it ends, what watches over it ends with it.
+    let end = CancellationToken::new();
+    let _over = end.clone().drop_guard();
     match kind {
         Kind::Plain => {
-            let stream = prepared(stream, client, None, &[]);
-            connection::http1(Box::new(stream), client.ip(), &gate.limits, http).await;
+            let stream = prepared(socket, None, &end);
+            connection::http1(Box::new(stream), client.ip(), &gate.limits, &end, http).await;
         }
         Kind::Tls => {
-            let handshake = tokio::time::timeout(*gate.limits.handshake_timeout, tls(stream, client, gate));
+            let handshake = tokio::time::timeout(*gate.limits.handshake_timeout, tls(socket, gate, &end));
             let stream = match handshake.await {
                 Ok(Ok(Some(stream))) => stream,
                 Ok(Ok(None)) => return gate.metrics.handshake(Handshake::UnknownName),
@@ -182,7 +170,7 @@ async fn serve<H: Http>(stream: TcpStream, client: SocketAddr, kind: Kind, gate:
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                 connection::http2(Box::new(stream), &gate.limits, http).await;
             } else {
-                connection::http1(Box::new(stream), client.ip(), &gate.limits, http).await;
+                connection::http1(Box::new(stream), client.ip(), &gate.limits, &end, http).await;
             }
         }
     }
@@ -192,18 +180,18 @@ type TlsStream = pingora_core::protocols::tls::TlsStream<L4Stream>;
 
 /// Reads the ClientHello, picks the certificate, shakes hands. Nothing where no certificate is ours to give.
 async fn tls(
-    mut stream: TcpStream,
-    client: SocketAddr,
+    mut socket: Accepted,
     gate: &Gate,
+    end: &CancellationToken,
 ) -> Result<Option<TlsStream>, HandshakeError> {
-    let (hello, sni) = read_hello(&mut stream).await?;
+    let sni = read_hello(&mut socket).await?;
     let Some(served) = gate.certificates.for_sni(sni.as_deref()) else {
         // rustls would say access_denied; the client is owed unrecognized_name (RFC 6066, section 3).
-        stream.write_all(&UNRECOGNIZED_NAME).await?;
-        stream.shutdown().await?;
+        socket.stream.write_all(&UNRECOGNIZED_NAME).await?;
+        socket.stream.shutdown().await?;
         return Ok(None);
     };
-    let stream = prepared(stream, client, Some(&served), &hello);
+    let stream = prepared(socket, Some(&served), end);
     let acceptor = Acceptor::from_server_config(served.config.clone());
     acceptor.tls_handshake(stream).await.map(Some).map_err(|e| HandshakeError::Tls(e.to_string()))
 }
@@ -225,32 +213,32 @@ const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
 /// A ClientHello is at most this long: one handshake message of four records.
 const MAX_HELLO: usize = 64 * 1024;
 
-/// The bytes of the ClientHello, to be read again by the handshake, and its SNI.
-async fn read_hello(stream: &mut TcpStream) -> Result<(Vec<u8>, Option<String>), HandshakeError> {
+/// Reads the ClientHello for its SNI; its bytes stay, to be read again by the handshake.
+async fn read_hello(socket: &mut Accepted) -> Result<Option<String>, HandshakeError> {
     let mut reader = HelloReader::default();
-    let mut bytes = Vec::with_capacity(2048);
+    let bytes = &mut socket.read;
+    bytes.reserve(2048);
+    let mut used = 0;
     loop {
-        let before = bytes.len();
-        if stream.read_buf(&mut bytes).await? == 0 {
+        // What came with a PROXY header is looked at first.
+        if used == bytes.len() && socket.stream.read_buf(bytes).await? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         if bytes.len() > MAX_HELLO {
             return Err(io::Error::from(io::ErrorKind::InvalidData).into());
         }
-        let mut fresh = &bytes[before..];
+        let mut fresh = &bytes[used..];
         while !fresh.is_empty() {
             reader.read_tls(&mut fresh)?;
         }
+        used = bytes.len();
         match reader.accept() {
-            Ok(Some(accepted)) => {
-                let sni = accepted.client_hello().server_name().map(str::to_owned);
-                return Ok((bytes, sni));
-            }
+            Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_owned)),
             Ok(None) => {}
             Err((error, mut alert)) => {
                 let mut out = Vec::new();
                 alert.write_all(&mut out)?;
-                stream.write_all(&out).await?;
+                socket.stream.write_all(&out).await?;
                 return Err(error.into());
             }
         }
@@ -259,42 +247,22 @@ async fn read_hello(stream: &mut TcpStream) -> Result<(Vec<u8>, Option<String>),
 
 /// A stream as the framework wants it: with the client's address, what we know of the connection, and the bytes that
 /// were read already.
-fn prepared(stream: TcpStream, client: SocketAddr, served: Option<&Served>, read: &[u8]) -> L4Stream {
+fn prepared(socket: Accepted, served: Option<&Served>, end: &CancellationToken) -> L4Stream {
     use std::os::fd::AsRawFd as _;
+    let Accepted { stream, client, read } = socket;
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     // Known here, so the framework need not ask the kernel.
     let _ = digest.peer_addr.set(Some(client.into()));
     let mut stream = L4Stream::from(stream);
     stream.set_socket_digest(digest);
-    let info = ConnectionInfo { client: client.ip(), certificate_names: served.map(|s| s.names.clone()) };
+    let info = ConnectionInfo {
+        client: client.ip(),
+        certificate_names: served.map(|s| s.names.clone()),
+        end: end.clone(),
+    };
     if let Ok(head) = ResponseHeader::build(200, Some(0)) {
         stream.set_proxy_digest(ProxyDigest::new(Box::new(head), Some(Box::new(info))));
     }
-    stream.rewind(read);
+    stream.rewind(&read);
     stream
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn t22_caps_count_and_give_back() {
-        let limits = Limits {
-            max_connections_per_address: gmah_shared::config::Within::new(2),
-            max_connections: gmah_shared::config::Within::new(3),
-            ..Limits::default()
-        };
-        let metrics = Metrics::new(1).expect("metrics");
-        let addresses = Addresses::new(&limits);
-        let enter = |a: &str| addresses.enter(a.parse().expect("address"), &metrics);
-        let first = enter("2001:db8::1").expect("first");
-        let _second = enter("2001:db8::ffff").expect("second of the same network");
-        assert!(enter("2001:db8::2").is_none());
-        let _third = enter("127.0.0.1").expect("another address");
-        assert!(enter("127.0.0.2").is_none(), "in all");
-        drop(first);
-        assert!(enter("::ffff:127.0.0.1").is_some());
-        assert_eq!(metrics.connections.get(), 2);
-    }
 }

@@ -5,7 +5,9 @@ mod tenants;
 use std::sync::Arc;
 
 use gmah_shared::telemetry::names;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::reject::Rejection;
 
@@ -17,8 +19,10 @@ pub struct Metrics {
     pub registry: Registry,
     /// Per tenant.
     pub tenants: Tenants,
-    /// Time to answer, of the pool `api`.
-    pub upstream_seconds: Histogram,
+    /// Time to answer, by pool.
+    pub upstream_seconds: HistogramVec,
+    /// Backends by pool and state.
+    pub backends: IntGaugeVec,
     /// Open connections.
     pub connections: IntGauge,
     /// Whether notices of change come in.
@@ -44,6 +48,32 @@ pub enum Handshake {
     Failed,
 }
 
+/// Why a connection was closed before a word of its client was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Its address has as many as it may have.
+    Address,
+    /// Its address opens them too fast.
+    Rate,
+    /// There are as many as there may be.
+    Total,
+    /// A proxy did not say whose it is.
+    ProxyHeader,
+}
+
+impl Refused {
+    const ALL: [Self; 4] = [Self::Address, Self::Rate, Self::Total, Self::ProxyHeader];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Rate => "rate",
+            Self::Total => "total",
+            Self::ProxyHeader => "proxy_header",
+        }
+    }
+}
+
 impl Handshake {
     const fn label(self) -> &'static str {
         match self {
@@ -66,16 +96,20 @@ impl Metrics {
             |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
         let metrics = Self {
             tenants: Tenants::new(max_tenants)?,
-            upstream_seconds: Histogram::with_opts(
+            upstream_seconds: HistogramVec::new(
                 HistogramOpts::new(
                     "gmah_router_request_duration_seconds",
                     "Time from the end of a request's head to the end of its response.",
                 )
-                .const_label("pool", "api")
                 // From a cached read to the read deadline of the pool.
                 .buckets(vec![
                     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 35.0,
                 ]),
+                &["pool"],
+            )?,
+            backends: IntGaugeVec::new(
+                Opts::new("gmah_router_backends", "Backends by pool and state."),
+                &["pool", "state"],
             )?,
             connections: IntGauge::new("gmah_router_connections", "Open client connections.")?,
             catalog_connected: IntGauge::new(
@@ -103,6 +137,7 @@ impl Metrics {
         let r = &metrics.registry;
         r.register(Box::new(metrics.tenants.clone()))?;
         r.register(Box::new(metrics.upstream_seconds.clone()))?;
+        r.register(Box::new(metrics.backends.clone()))?;
         r.register(Box::new(metrics.connections.clone()))?;
         r.register(Box::new(metrics.catalog_connected.clone()))?;
         r.register(Box::new(metrics.retries.clone()))?;
@@ -120,8 +155,8 @@ impl Metrics {
         for result in [Handshake::Done, Handshake::UnknownName, Handshake::Timeout, Handshake::Failed] {
             metrics.handshakes.with_label_values(&[result.label()]);
         }
-        for reason in REFUSED {
-            metrics.refused_connections.with_label_values(&[reason]);
+        for reason in Refused::ALL {
+            metrics.refused_connections.with_label_values(&[reason.label()]);
         }
         for result in ["loaded", "refused"] {
             metrics.certificate_reloads.with_label_values(&[result]);
@@ -139,9 +174,9 @@ impl Metrics {
         self.handshakes.with_label_values(&[result.label()]).inc();
     }
 
-    /// Counts a connection that was closed at once: `address` or `total`.
-    pub fn refused_connection(&self, reason: &'static str) {
-        self.refused_connections.with_label_values(&[reason]).inc();
+    /// Counts a connection that was closed at once.
+    pub fn refused_connection(&self, reason: Refused) {
+        self.refused_connections.with_label_values(&[reason.label()]).inc();
     }
 
     /// Counts a changed certificate.
@@ -150,8 +185,6 @@ impl Metrics {
         self.certificate_reloads.with_label_values(&[result]).inc();
     }
 }
-
-const REFUSED: [&str; 2] = ["address", "total"];
 
 /// The label of requests for hosts that are nobody's.
 pub const UNKNOWN: &str = names::UNKNOWN;

@@ -1,11 +1,16 @@
 //! The framework's trait: each phase calls one step, with no logic of its own.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gmah_shared::hostname::Hostname;
+use gmah_shared::tasks;
 use http::header;
+use pingora_core::protocols::ALPN;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -15,24 +20,30 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority;
+use crate::config::{Limits, Proxies};
 use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
-use crate::headers;
+use crate::headers::{self, Promises};
 use crate::metrics::Metrics;
 use crate::policy;
 use crate::reject::Rejection;
 use crate::resolve::{Asked, Resolver};
-use crate::upstream::{self, Backends};
+use crate::upstream::pool::deadline;
+use crate::upstream::{self, Pools};
 
 /// What every worker shares.
 pub struct Edge {
     /// Hosts to tenants.
     pub resolver: Resolver,
-    /// The pool `api`.
-    pub backends: Backends,
+    /// Where requests go; exchanged as a whole.
+    pub pools: ArcSwap<Pools>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Largest request body.
-    pub max_body: u64,
+    /// Bounds of clients.
+    pub limits: Limits,
+    /// Who may say whose request it is.
+    pub proxies: Proxies,
+    /// What every response says.
+    pub promises: Arc<Promises>,
     /// Port of HTTPS as browsers see it.
     pub public_https_port: u16,
     /// Cancelled when the router is to stop: then every response says that its connection ends.
@@ -45,9 +56,8 @@ pub struct Proxy(pub Arc<Edge>);
 impl Edge {
     /// Steps 4 to 6: fills `ctx`, or says how the request is refused.
     async fn admit(&self, session: &mut ServerSession, ctx: &mut RequestCtx) -> Result<Admitted, Rejection> {
-        let info = session.digest().and_then(|d| d.proxy_digest.as_ref()).and_then(|p| p.user_data.as_ref());
-        let info = info.and_then(|d| d.downcast_ref::<ConnectionInfo>()).ok_or(Rejection::Internal)?;
-        ctx.client = Some(info.client);
+        let info = connection_info(session).ok_or(Rejection::Internal)?;
+        ctx.client = Some(self.client(info.client, session.req_header()));
         ctx.is_tls = info.certificate_names.is_some();
         ctx.progress = session.req_header().extensions.get::<Progress>().cloned();
         let certificate_names = info.certificate_names.clone();
@@ -76,8 +86,14 @@ impl Edge {
             return Ok(Admitted::Redirect(host));
         }
         policy::admit(route.tenant.status)?;
-        policy::declared_length(session.req_header(), self.max_body)?;
-        ctx.token = Some(self.resolver.token(&route, &host, is_neutral)?);
+        policy::declared_length(session.req_header(), self.limits.max_body_bytes.get() as u64)?;
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        let pool = self.pools.load().of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
+        ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, is_neutral)?);
+        ctx.is_upgrade = session.is_upgrade_req();
+        ctx.deadline = if ctx.is_upgrade { None } else { deadline(&pool, ctx.began) };
+        pool.began();
+        ctx.pool = Some(pool);
         ctx.host = Some(host);
         ctx.is_neutral = is_neutral;
         ctx.route = Some(route);
@@ -88,6 +104,15 @@ impl Edge {
         Ok(Admitted::Forward)
     }
 
+    /// Whose request it is, which a configured proxy may say.
+    fn client(&self, connection: IpAddr, request: &RequestHeader) -> IpAddr {
+        if self.proxies.forwarded_from.is_empty() {
+            return connection;
+        }
+        let fields = request.headers.get_all("x-forwarded-for").iter();
+        self.proxies.client(connection, fields.map(|v| v.to_str().unwrap_or("")))
+    }
+
     /// The same tenant again, from the master: the api knows a newer generation.
     async fn readmit(&self, ctx: &mut RequestCtx) -> Result<(), Rejection> {
         let (Some(name), Some(host)) = (ctx.name.clone(), ctx.host.clone()) else {
@@ -95,9 +120,42 @@ impl Edge {
         };
         let route = self.resolver.get(&name).await?;
         policy::admit(route.tenant.status)?;
-        ctx.token = Some(self.resolver.token(&route, &host, ctx.is_neutral)?);
+        let pool = ctx.pool.as_ref().ok_or(Rejection::Internal)?;
+        ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, ctx.is_neutral)?);
         ctx.route = Some(route);
         Ok(())
+    }
+
+    /// Counts a failure against the backend where it happened.
+    fn blame(&self, ctx: &RequestCtx, error: &Error, reused: bool) {
+        if let (Some(pool), Some(lease)) = (&ctx.pool, &ctx.lease)
+            && upstream::is_backends_fault(error, reused)
+        {
+            pool.failed(&lease.0);
+        }
+    }
+
+    /// A WebSocket begins: it may be silent for longer, and ends when its organisation is served no more.
+    fn upgraded(self: &Arc<Self>, session: &mut ServerSession, ctx: &RequestCtx) {
+        let (Some(pool), Some(name), Some(route)) = (&ctx.pool, &ctx.name, &ctx.route) else { return };
+        let idle = Some(*pool.config.websocket_idle_timeout);
+        session.set_read_timeout(idle);
+        session.set_write_timeout(idle);
+        let Some(end) = connection_info(session).map(|info| info.end.clone()) else { return };
+        let (edge, name, id) = (self.clone(), name.clone(), route.tenant.id);
+        drop(tasks::detach("websocket-watch", async move {
+            loop {
+                tokio::select! {
+                    () = end.cancelled() => return,
+                    () = tokio::time::sleep(WATCH_EVERY) => {}
+                }
+                // At hand most of the time; a notice makes it ask again.
+                let served = edge.resolver.get(&name).await;
+                if !served.is_ok_and(|r| r.tenant.id == id && policy::admit(r.tenant.status).is_ok()) {
+                    return end.cancel();
+                }
+            }
+        }));
     }
 
     /// 308 to HTTPS on the public port, with path and query as they came.
@@ -108,10 +166,11 @@ impl Edge {
             port => format!(":{port}"),
         };
         let path = if target.starts_with('/') { target.as_str() } else { "/" };
-        let mut head = ResponseHeader::build(308, Some(4))?;
+        let mut head = ResponseHeader::build(308, Some(6))?;
         head.insert_header(header::LOCATION, format!("https://{host}{port}{path}"))?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        self.promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
     }
 
@@ -123,7 +182,7 @@ impl Edge {
     ) -> Result<()> {
         ctx.rejection = Some(rejection);
         self.metrics.rejected(rejection);
-        rejection.answer(session, &ctx.request_id).await?;
+        rejection.answer(session, &ctx.request_id, &self.promises, ctx.is_tls).await?;
         if session.req_header().version != http::Version::HTTP_2 {
             // What the client is still sending is read for a moment: closed with unread bytes, the kernel would reset the
             // connection, and the answer might be lost with it.
@@ -137,6 +196,11 @@ impl Edge {
 enum Admitted {
     Forward,
     Redirect(Hostname),
+}
+
+/// What the listener knows of the connection.
+fn connection_info(session: &ServerSession) -> Option<&ConnectionInfo> {
+    session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
 }
 
 /// A field that may stand there once at most.
@@ -178,8 +242,13 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.moved();
-        ctx.bytes_in += body.as_ref().map_or(0, |b| b.len() as u64);
-        if ctx.bytes_in > self.0.max_body {
+        let length = body.as_ref().map_or(0, |b| b.len() as u64);
+        ctx.bytes_in += length;
+        let limits = &self.0.limits;
+        if !ctx.body_pace.keeps_up(length, limits.min_body_rate.get() as u64, *limits.body_rate_window) {
+            return Err(Error::explain(ErrorType::ReadTimedout, "body too slow").into_down());
+        }
+        if ctx.bytes_in > limits.max_body_bytes.get() as u64 {
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body over the limit").into_down());
         }
         Ok(())
@@ -198,7 +267,24 @@ impl ProxyHttp for Proxy {
             ctx.rejection = Some(rejection);
             return Err(Error::explain(ErrorType::InternalError, "resolved anew and refused"));
         }
-        Ok(self.0.backends.pick())
+        let Some(pool) = ctx.pool.clone() else {
+            return Err(Error::new(ErrorType::InternalError));
+        };
+        let failed = ctx.lease.take().map(|l| l.0.address);
+        let Some(lease) = pool.pick(failed) else {
+            return Err(Error::new_up(upstream::NO_BACKEND));
+        };
+        let mut peer = Box::new(lease.0.peer.clone());
+        if ctx.is_upgrade {
+            let idle = Some(*pool.config.websocket_idle_timeout);
+            (peer.options.read_timeout, peer.options.write_timeout) = (idle, idle);
+            // A WebSocket is an upgrade of HTTP/1.1 (RFC 6455, section 4.1).
+            peer.options.alpn = ALPN::H1;
+        } else if let Some(left) = upstream::pool::remaining(ctx.deadline) {
+            peer.options.read_timeout = Some(left.min(*pool.config.read_timeout));
+        }
+        ctx.lease = Some(lease);
+        Ok(peer)
     }
 
     async fn upstream_request_filter(
@@ -230,11 +316,17 @@ impl ProxyHttp for Proxy {
                 return Err(error);
             }
         }
+        if let Some(lease) = &ctx.lease {
+            lease.0.succeeded();
+        }
+        let session: &mut ServerSession = session.as_mut();
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            self.0.upgraded(session, ctx);
+        }
         if self.0.stop.is_cancelled() {
-            let session: &mut ServerSession = session.as_mut();
             session.set_keepalive(None);
         }
-        headers::to_client(response, ctx)
+        headers::to_client(response, ctx, &self.0.promises)
     }
 
     fn response_body_filter(
@@ -245,6 +337,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
         ctx.moved();
+        if ctx.deadline.is_some_and(|d| d < Instant::now()) {
+            // Half a response: the connection ends without its proper end.
+            return Err(Error::new_up(upstream::TOO_LONG));
+        }
         Ok(None)
     }
 
@@ -265,8 +361,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
         mut e: Box<Error>,
     ) -> Box<Error> {
+        self.0.blame(ctx, &e, false);
         // Nothing was sent: another attempt is free.
-        e.set_retry(ctx.attempts < self.0.backends.attempts);
+        e.set_retry(ctx.pool.as_ref().is_some_and(|p| p.may_retry(ctx.attempts)));
         e
     }
 
@@ -279,10 +376,14 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         let session: &ServerSession = session.as_ref();
-        let idempotent = session.req_header().method.is_idempotent();
-        let at_hand = !session.retry_buffer_truncated() && session.response_written().is_none();
-        let retry = ctx.attempts < self.0.backends.attempts
-            && upstream::may_retry(&e, idempotent, at_hand, client_reused);
+        self.0.blame(ctx, &e, client_reused);
+        let attempt = upstream::Attempt {
+            method: &session.req_header().method,
+            body_at_hand: !session.retry_buffer_truncated() && session.response_written().is_none(),
+            reused: client_reused,
+        };
+        let retry =
+            upstream::may_retry(&e, attempt) && ctx.pool.as_ref().is_some_and(|p| p.may_retry(ctx.attempts));
         e.set_retry(retry);
         e
     }
@@ -332,13 +433,15 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut RequestCtx) {
         let status = session.as_ref().response_written().map_or(0, |r| r.status.as_u16());
         let took = ctx.began.elapsed();
-        if ctx.route.is_some() {
-            self.0.metrics.upstream_seconds.observe(took.as_secs_f64());
+        if let Some(pool) = &ctx.pool {
+            pool.seconds.observe(took.as_secs_f64());
         }
         let sent = session.as_ref().body_bytes_sent() as u64;
         if status > 0 {
             let series = ctx.series.take().unwrap_or_else(|| self.0.metrics.tenants.unknown());
             series.request(status, took, ctx.bytes_in, sent);
+        } else {
+            ctx.abandoned();
         }
         tracing::debug!(
             request_id = ctx.request_id,
@@ -353,4 +456,6 @@ impl ProxyHttp for Proxy {
 }
 
 const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often a WebSocket's organisation is looked up.
+const WATCH_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 const STALE_HEADER: &str = "x-gmah-stale";

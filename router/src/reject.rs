@@ -9,6 +9,8 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 
+use crate::headers::Promises;
+
 /// Why the edge answers by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rejection {
@@ -44,10 +46,16 @@ pub enum Rejection {
     Method,
     /// The client did not finish its request in time.
     RequestTimeout,
+    /// No rule says where the path goes.
+    NoRoute,
+    /// No backend of the pool is well.
+    NoBackend,
     /// No backend answered.
     BadGateway,
     /// A backend answered too late.
     GatewayTimeout,
+    /// HTTP/2 streams were begun and abandoned, over and over.
+    TooManyResets,
     /// A fault of ours.
     Internal,
 }
@@ -83,7 +91,7 @@ impl Row {
 
 impl Rejection {
     /// Every variant, for metrics and tests.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::BadHost,
         Self::TenantConflict,
@@ -100,8 +108,11 @@ impl Rejection {
         Self::HeadTooLarge,
         Self::Method,
         Self::RequestTimeout,
+        Self::NoRoute,
+        Self::NoBackend,
         Self::BadGateway,
         Self::GatewayTimeout,
+        Self::TooManyResets,
         Self::Internal,
     ];
 
@@ -114,7 +125,7 @@ impl Rejection {
                 row(400, "tenant_conflict", "The request names two organisations.").closing()
             }
             Self::Misdirected => row(421, "misdirected_request", "This host is not served here."),
-            Self::UnknownHost => row(404, "not_found", "There is nothing here."),
+            Self::UnknownHost | Self::NoRoute => row(404, "not_found", "There is nothing here."),
             Self::Suspended => row(403, "organization_suspended", "This organisation is suspended."),
             Self::Provisioning => {
                 row(503, "organization_provisioning", "This organisation is being set up.").retry(5)
@@ -122,7 +133,7 @@ impl Rejection {
             Self::Maintenance => {
                 row(503, "organization_maintenance", "This organisation is under maintenance.").retry(30)
             }
-            Self::CatalogUnavailable | Self::NoSigningKey | Self::StaleGeneration => {
+            Self::CatalogUnavailable | Self::NoSigningKey | Self::StaleGeneration | Self::NoBackend => {
                 row(503, "unavailable", "The service is not available right now.").retry(1)
             }
             Self::BodyTooLarge => row(413, "too_large", "The body is too large.").closing(),
@@ -132,6 +143,7 @@ impl Rejection {
             Self::RequestTimeout => row(408, "request_timeout", "The request took too long.").closing(),
             Self::BadGateway => row(502, "bad_gateway", "The service did not answer."),
             Self::GatewayTimeout => row(504, "gateway_timeout", "The service did not answer in time."),
+            Self::TooManyResets => row(429, "too_many_resets", "Too many requests were abandoned.").closing(),
             Self::Internal => row(500, "internal", "Something went wrong.").closing(),
         }
     }
@@ -142,6 +154,8 @@ impl Rejection {
             Self::CatalogUnavailable => "catalog_unavailable",
             Self::NoSigningKey => "no_signing_key",
             Self::StaleGeneration => "stale_generation",
+            Self::NoBackend => "no_backend",
+            Self::NoRoute => "no_route",
             other => other.row().code,
         }
     }
@@ -175,7 +189,7 @@ impl Rejection {
         let retry = retry_after.map_or_else(String::new, |s| format!("Retry-After: {s}\r\n"));
         format!(
             "HTTP/1.1 {status} {reason}\r\nContent-Type: {media}\r\nContent-Length: {}\r\nX-Request-ID: \
-             {request_id}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n{body}",
+             {request_id}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{retry}Connection: close\r\n\r\n{body}",
             body.len()
         )
         .into_bytes()
@@ -185,14 +199,21 @@ impl Rejection {
     ///
     /// # Errors
     /// When the client is gone.
-    pub async fn answer(self, session: &mut ServerSession, request_id: &str) -> Result<()> {
+    pub async fn answer(
+        self,
+        session: &mut ServerSession,
+        request_id: &str,
+        promises: &Promises,
+        is_tls: bool,
+    ) -> Result<()> {
         let Row { status, close, retry_after, .. } = self.row();
         let (media, body) = self.body(request_id, prefers_html(session));
-        let mut head = ResponseHeader::build(status, Some(6))?;
+        let mut head = ResponseHeader::build(status, Some(8))?;
         head.insert_header(header::CONTENT_TYPE, media)?;
         head.insert_header(header::CONTENT_LENGTH, body.len().to_string())?;
         head.insert_header("X-Request-ID", request_id)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        promises.set(&mut head, is_tls)?;
         if let Some(seconds) = retry_after {
             head.insert_header(header::RETRY_AFTER, seconds.to_string())?;
         }

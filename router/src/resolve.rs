@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
-use gmah_shared::catalog::{Cache, Hit, Loader, Lookup, Record, Store, Tenant};
+use gmah_shared::catalog::{Cache, EdgeTenant, Hit, Loader, Lookup, Policy, Record, Store, Tenant};
 use gmah_shared::config::Settings;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tenant::{Generation, TenantId, TenantSlug};
-use gmah_shared::token::{AUDIENCE_API, MAX_LIFE_SECONDS, Signer, now_seconds};
+use gmah_shared::token::{MAX_LIFE_SECONDS, Signer, now_seconds};
 use http::HeaderValue;
 
 use crate::metrics::{Metrics, TenantSeries};
@@ -27,12 +27,15 @@ pub enum Name {
 pub struct Route {
     /// The tenant.
     pub tenant: Tenant,
-    /// The token for its own host, minted when first needed and reused for a fraction of its life.
-    minted: ArcSwapOption<Minted>,
+    /// What goes for its requests.
+    pub policy: Policy,
+    /// The tokens for its own host, one per pool, minted when first needed and reused for a fraction of their life.
+    minted: ArcSwapOption<Vec<Arc<Minted>>>,
     series: OnceLock<Arc<TenantSeries>>,
 }
 
 struct Minted {
+    audience: Box<str>,
     value: HeaderValue,
     kid: Box<str>,
     issued: u64,
@@ -159,15 +162,22 @@ impl Resolver {
         self.cache.forget_if(name, |route| route.tenant.generation <= used);
     }
 
-    /// The token for a tenant under the host of the request.
+    /// The token for a tenant under the host of the request, for one pool's audience.
     ///
     /// # Errors
     /// [`Rejection::NoSigningKey`].
-    pub fn token(&self, route: &Route, host: &Hostname, is_neutral: bool) -> Result<HeaderValue, Rejection> {
+    pub fn token(
+        &self,
+        route: &Route,
+        host: &Hostname,
+        audience: &str,
+        is_neutral: bool,
+    ) -> Result<HeaderValue, Rejection> {
         let now = now_seconds();
         // A route has one host of its own; on a neutral host tokens are minted for each request.
         if !is_neutral
-            && let Some(minted) = route.minted.load().as_deref()
+            && let Some(held) = route.minted.load().as_deref()
+            && let Some(minted) = held.iter().find(|m| *m.audience == *audience)
             // Both ends: after the clock was set back, a token would seem to come from the future.
             && (minted.issued..minted.reuse_until).contains(&now)
             && self.signer.signs_with(&minted.kid)
@@ -175,16 +185,26 @@ impl Resolver {
             return Ok(minted.value.clone());
         }
         let t = &route.tenant;
-        let text = self.signer.sign(AUDIENCE_API, t.id, &t.slug, host, t.generation, now).map_err(|e| {
+        let text = self.signer.sign(audience, t.id, &t.slug, host, t.generation, now).map_err(|e| {
             tracing::error!(error = %e, "no token");
             Rejection::NoSigningKey
         })?;
         let mut value = HeaderValue::from_str(&text).map_err(|_| Rejection::NoSigningKey)?;
         value.set_sensitive(true);
         if !is_neutral {
-            let kid = self.signer.kid().unwrap_or_default();
-            let minted = Minted { value: value.clone(), kid, issued: now, reuse_until: now + REUSE_SECONDS };
-            route.minted.store(Some(Arc::new(minted)));
+            let minted = Arc::new(Minted {
+                audience: audience.into(),
+                value: value.clone(),
+                kid: self.signer.kid().unwrap_or_default(),
+                issued: now,
+                reuse_until: now + REUSE_SECONDS,
+            });
+            // Two that mint at once for different pools: one of them mints once more.
+            let held = route.minted.load();
+            let others = held.iter().flat_map(|h| h.iter()).filter(|m| *m.audience != *audience).cloned();
+            let all = others.chain([minted]).collect::<Vec<_>>();
+            drop(held);
+            route.minted.store(Some(Arc::new(all)));
         }
         Ok(value)
     }
@@ -196,8 +216,8 @@ impl Resolver {
 }
 
 impl Route {
-    fn new(tenant: Tenant) -> Self {
-        Self { tenant, minted: ArcSwapOption::empty(), series: OnceLock::new() }
+    fn new(EdgeTenant { tenant, policy }: EdgeTenant) -> Self {
+        Self { tenant, policy, minted: ArcSwapOption::empty(), series: OnceLock::new() }
     }
 }
 

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use gmah_shared::catalog::listen::{self, Listeners};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store};
 use gmah_shared::config::{Listen, Settings};
+use gmah_shared::dns::{Dns, DnsError};
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::token::{Keyring, Signer};
@@ -27,14 +28,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::certs::{CertificateError, Certificates};
-use crate::config::{Limits, RouterConfig};
+use crate::config::{Limits, Proxies, Router, RouterConfig};
 use crate::connection::Http;
+use crate::headers::Promises;
 use crate::listener::{self, Addresses, Gate, Kind};
 use crate::metrics::Metrics;
 use crate::proxy::{Edge, Proxy};
 use crate::reject::Rejection;
 use crate::resolve::Resolver;
-use crate::upstream::Backends;
+use crate::upstream::Pools;
 
 /// Why the role did not start.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,12 @@ pub enum StartError {
     /// The pool of the master.
     #[error("master pool: {0}")]
     Pool(#[from] deadpool_postgres::BuildError),
+    /// A pool of backends.
+    #[error("router.pools: {0}")]
+    Pools(String),
+    /// The resolver of names.
+    #[error("{0}")]
+    Dns(#[from] DnsError),
     /// A metric.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -96,6 +104,7 @@ struct Serving<A> {
     shutdown: ShutdownWatch,
     tracker: TaskTracker,
     metrics: Arc<Metrics>,
+    promises: Arc<Promises>,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
@@ -117,6 +126,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
         &self.tracker
     }
 
+    fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
     fn refused(&self, rejection: Rejection) {
         self.metrics.rejected(rejection);
         let status = rejection.row().status;
@@ -131,7 +144,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
 /// [`StartError`] when an address is taken or the certificate cannot be used.
 pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningRouter, StartError> {
     let mut config = config.router;
-    config.limits.stall_timeout = *config.limits.body_timeout + *config.api.read_timeout;
+    let slowest = config.pools.values().map(|p| *p.read_timeout).max().unwrap_or_default();
+    config.limits.stall_timeout = *config.limits.body_timeout + slowest;
     let config = config;
     let https = bind("router.https", config.https)?;
     let http = bind("router.http", config.http)?;
@@ -150,11 +164,15 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
     let signer = Signer::new(keyring.clone());
+    let pools = Pools::new(&config, &metrics.upstream_seconds).map_err(StartError::Pools)?;
+    let dns = Dns::new(&settings.dns)?;
     let edge = Arc::new(Edge {
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone()),
-        backends: Backends::new(&config.api),
+        pools: ArcSwap::from_pointee(pools),
         metrics: metrics.clone(),
-        max_body: config.limits.max_body_bytes.get() as u64,
+        limits: config.limits.clone(),
+        proxies: config.proxies.clone(),
+        promises: Arc::new(Promises::new(*config.hsts_max_age)),
         public_https_port: settings.public_https_port,
         stop: stop.clone(),
     });
@@ -163,6 +181,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         limits: config.limits.clone(),
         certificates: certificates.clone(),
         metrics: metrics.clone(),
+        proxies: config.proxies.clone(),
     });
 
     let tasks = Tasks::new();
@@ -179,6 +198,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     tasks.spawn_forever("certificate-files", certificates.watch(*config.certificate_poll));
+    edge.pools.load().watch(&dns, &tasks);
     tasks.spawn_forever("keyring", keep_keys(store, keyring, reload));
 
     let (shutdown, shutdown_watch) = watch::channel(false);
@@ -186,7 +206,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
     };
-    let conf = Arc::new(framework_conf(config.api.max_idle.get(), config.api.attempts.get()));
+    let conf = Arc::new(framework_conf(&config));
     for n in 0..workers {
         let mut app = HttpProxy::new(Proxy(edge.clone()), conf.clone());
         app.handle_init_modules();
@@ -196,6 +216,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
             shutdown: shutdown_watch.clone(),
             tracker: tracker.clone(),
             metrics: metrics.clone(),
+            promises: edge.promises.clone(),
         });
         worker(n, [(&https, Kind::Tls), (&http, Kind::Plain)], &gate, serving, &hard_stop)?;
     }
@@ -205,12 +226,14 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
             signer,
             draining: draining.clone(),
             catalog_connected: connected,
+            edge: edge.clone(),
         })),
         // Answers until the very end, so that a drain can be watched.
         stop: tasks.token().clone(),
         shutdown: shutdown_watch,
         tracker: TaskTracker::new(),
         metrics: metrics.clone(),
+        promises: edge.promises.clone(),
     };
     let admin_listener = listening(&admin).map_err(StartError::Worker)?;
     // Caps of its own: a flood on the public side must not make a healthy router look dead.
@@ -219,6 +242,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         limits: config.limits.clone(),
         certificates: gate.certificates.clone(),
         metrics: metrics.clone(),
+        proxies: Proxies::default(),
     });
     tasks.spawn(
         "router-admin-listener",
@@ -318,10 +342,11 @@ const KEYS_RETRY: Duration = Duration::from_millis(250);
 
 /// The few settings of the framework that matter without its server. Built here: its own file format ignores keys that
 /// it does not know.
-fn framework_conf(max_idle: usize, attempts: usize) -> ServerConf {
+fn framework_conf(config: &Router) -> ServerConf {
+    let attempts = config.pools.values().map(|p| p.attempts.get()).max().unwrap_or(1);
     ServerConf {
         threads: 1,
-        upstream_keepalive_pool_size: max_idle,
+        upstream_keepalive_pool_size: config.upstream_idle.get(),
         // Counts attempts. One more than ours, which decide.
         max_retries: attempts + 1,
         ..ServerConf::default()

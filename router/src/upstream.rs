@@ -1,70 +1,147 @@
-//! Step 8: which backend, with which deadlines, and which failures may be tried again.
+//! Step 8: which pool, which of its backends, with which deadlines, and which failures may be tried again.
+//!
+//! A path belongs to the rule with the longest prefix; an organisation with backends of its own has another pool in that
+//! one's place. Backends are asked how they are ([`health`]), left out when requests to them fail ([`endpoint`]), found
+//! again when their names move, and picked by how busy they are ([`pool`]).
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+pub mod endpoint;
+mod health;
+pub mod pool;
 
-use pingora_core::upstreams::peer::HttpPeer;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gmah_shared::catalog::PoolOverrides;
+use gmah_shared::dns::Dns;
+use gmah_shared::tasks::Tasks;
 use pingora_error::{Error, ErrorSource, ErrorType};
+use prometheus::HistogramVec;
 
-use crate::config::Upstream;
+use crate::config::{Router, Target};
 use crate::reject::Rejection;
 
-/// The pool `api`: a list of addresses, used in turn.
-pub struct Backends {
-    peers: Vec<HttpPeer>,
-    next: AtomicUsize,
-    /// Attempts in all.
-    pub attempts: usize,
+pub use endpoint::Lease;
+pub use pool::Pool;
+
+/// All pools, and which paths go where.
+pub struct Pools {
+    by_name: BTreeMap<Box<str>, Arc<Pool>>,
+    /// Longest prefix first.
+    rules: Vec<(Box<str>, Arc<Pool>)>,
 }
 
-impl Backends {
-    /// The pool of a configuration.
-    pub fn new(config: &Upstream) -> Self {
-        let peers = config.addresses.iter().map(|a| peer(*a, config)).collect();
-        Self { peers, next: AtomicUsize::new(0), attempts: config.attempts.get() }
+impl Pools {
+    /// The pools of a configuration, whose rules have been checked.
+    ///
+    /// # Errors
+    /// When a file with authorities cannot be read.
+    pub fn new(config: &Router, seconds: &HistogramVec) -> Result<Self, String> {
+        let mut by_name = BTreeMap::new();
+        for (name, pool) in &config.pools {
+            let pool = Pool::new(name, pool.clone(), seconds.with_label_values(&[name]))?;
+            by_name.insert(Box::<str>::from(name.as_str()), Arc::new(pool));
+        }
+        let mut rules: Vec<(Box<str>, Arc<Pool>)> = config
+            .routes
+            .iter()
+            .filter_map(|r| Some((r.prefix.as_str().into(), by_name.get(r.pool.as_str())?.clone())))
+            .collect();
+        rules.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        Ok(Self { by_name, rules })
     }
 
-    /// The next backend; another one than the last for an attempt that follows a failure, where there is another.
-    pub fn pick(&self) -> Box<HttpPeer> {
-        let n = self.next.fetch_add(1, Ordering::Relaxed);
-        Box::new(self.peers[n % self.peers.len()].clone())
+    /// The pool of a path, for an organisation that may have its own. Nothing where no rule fits, or where its own is not
+    /// configured here: an organisation with dedicated backends is not served by shared ones.
+    pub fn of(&self, path: &str, own: Option<&PoolOverrides>) -> Option<Arc<Pool>> {
+        let (_, pool) = self.rules.iter().find(|(prefix, _)| path.starts_with(&**prefix))?;
+        match own.and_then(|o| o.instead_of(&pool.name)) {
+            Some(name) => self.by_name.get(name).cloned(),
+            None => Some(pool.clone()),
+        }
     }
-}
 
-fn peer(address: SocketAddr, config: &Upstream) -> HttpPeer {
-    // An address, never a name: the framework would resolve a name blocking.
-    let mut peer = HttpPeer::new(address, false, String::new());
-    peer.options.connection_timeout = Some(*config.connect_timeout);
-    peer.options.total_connection_timeout = Some(*config.connect_timeout);
-    peer.options.read_timeout = Some(*config.read_timeout);
-    peer.options.write_timeout = Some(*config.write_timeout);
-    peer.options.idle_timeout = Some(*config.keepalive_timeout);
-    peer
+    /// Every pool.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.by_name.values()
+    }
+
+    /// Starts what keeps the pools up to date; it ends with `tasks`.
+    pub fn watch(&self, dns: &Dns, tasks: &Tasks) {
+        for pool in self.all() {
+            tasks.spawn_forever("backend-health", health::watch(pool.clone()));
+            if pool.config.addresses.iter().any(|t| matches!(t, Target::Name(..))) {
+                tasks.spawn_forever("backend-discovery", health::discover(pool.clone(), dns.clone()));
+            }
+        }
+    }
 }
 
 /// Our own type of error: the api said that the token's generation is old.
 pub const STALE: ErrorType = ErrorType::new("StaleGeneration");
+/// No backend of the pool is well.
+pub const NO_BACKEND: ErrorType = ErrorType::new("NoBackend");
+/// The exchange took longer than the pool allows.
+pub const TOO_LONG: ErrorType = ErrorType::new("TotalTimeout");
 
-/// Whether a failed attempt may be tried again: only if nothing of it can have run.
+/// What is known of an attempt that failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The method of the request.
+    pub method: &'a http::Method,
+    /// All that was read of the body can be sent again.
+    pub body_at_hand: bool,
+    /// The connection had served before.
+    pub reused: bool,
+}
+
+/// Whether a failed attempt may be tried again: only if nothing can run twice.
 ///
-/// * the api refused a stale token, which it does before anything else: yes, for every method, if the body is at hand;
-/// * a reused connection died before it answered: for idempotent methods only;
+/// * the api refused a stale token, or an HTTP/2 backend a stream that it had not begun: yes, for every method;
+/// * the connection was lost before an answer: for safe methods, which change nothing (RFC 9110, section 9.2.1), and for
+///   idempotent ones on a reused connection, which was most likely dead already;
 /// * anything else that happened after the connection stood: no.
-pub fn may_retry(error: &Error, is_idempotent: bool, body_at_hand: bool, reused: bool) -> bool {
-    if !body_at_hand {
+pub fn may_retry(error: &Error, attempt: Attempt<'_>) -> bool {
+    if !attempt.body_at_hand {
         return false;
     }
-    if error.etype == STALE {
+    if error.etype == STALE || is_refused_stream(error) {
         return true;
     }
-    // `retry()` of an error on a reused connection is decided by the framework: the connection was dead already.
-    is_idempotent && reused && error.esource() == &ErrorSource::Upstream && is_connection_loss(error.etype())
+    let repeatable = attempt.method.is_safe() || (attempt.reused && attempt.method.is_idempotent());
+    repeatable && error.esource() == &ErrorSource::Upstream && is_connection_loss(error.etype())
+}
+
+/// A stream that the backend says it has not processed (RFC 9113, section 8.7), by its code or by a GOAWAY.
+fn is_refused_stream(error: &Error) -> bool {
+    let h2 = error.root_cause().downcast_ref::<h2::Error>();
+    h2.is_some_and(|e| e.is_remote() && e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// Whether the backend is at fault in a failure, and not the client nor the request.
+pub fn is_backends_fault(error: &Error, reused: bool) -> bool {
+    error.esource() == &ErrorSource::Upstream
+        && match error.etype() {
+            ErrorType::ConnectTimedout
+            | ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::InvalidCert
+            | ErrorType::ReadTimedout => true,
+            // A backend closes idle connections when it likes.
+            other => is_connection_loss(other) && !reused,
+        }
 }
 
 fn is_connection_loss(etype: &ErrorType) -> bool {
     matches!(
         etype,
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectError
+        ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::ConnectError
+            | ErrorType::H2Error
     )
 }
 
@@ -73,11 +150,20 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
     if error.etype == STALE {
         return Some(Rejection::StaleGeneration);
     }
+    if error.etype == NO_BACKEND {
+        return Some(Rejection::NoBackend);
+    }
+    if error.etype == TOO_LONG {
+        return Some(Rejection::GatewayTimeout);
+    }
     match (error.esource(), error.etype()) {
         (_, ErrorType::HTTPStatus(413)) => Some(Rejection::BodyTooLarge),
         (
             ErrorSource::Upstream,
-            ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,
+            ErrorType::ConnectTimedout
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout,
         ) => Some(Rejection::GatewayTimeout),
         (ErrorSource::Upstream, _) => Some(Rejection::BadGateway),
         // The client is gone, or has cancelled, or sent the next request before this one was answered (which ends the
@@ -100,6 +186,7 @@ pub fn rejection(error: &Error) -> Option<Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Method;
 
     #[test]
     fn r16_nothing_runs_twice() {
@@ -108,13 +195,23 @@ mod tests {
             error.as_up();
             *error
         };
+        let attempt = |method, body_at_hand, reused| Attempt { method, body_at_hand, reused };
         let lost = up(ErrorType::ConnectionClosed);
-        assert!(may_retry(&lost, true, true, true));
-        assert!(!may_retry(&lost, false, true, true), "a POST may have run");
-        assert!(!may_retry(&lost, true, true, false), "a fresh connection: the request was read");
-        assert!(!may_retry(&lost, true, false, true), "the body is gone");
-        assert!(!may_retry(&up(ErrorType::ReadTimedout), true, true, true), "it may still be running");
-        assert!(may_retry(&up(STALE), false, true, false), "refused before anything ran");
-        assert!(!may_retry(&up(STALE), false, false, false));
+        assert!(may_retry(&lost, attempt(&Method::GET, true, true)));
+        assert!(may_retry(&lost, attempt(&Method::GET, true, false)), "a GET changes nothing");
+        assert!(may_retry(&lost, attempt(&Method::DELETE, true, true)));
+        assert!(!may_retry(&lost, attempt(&Method::DELETE, true, false)), "a fresh connection: it was read");
+        for reused in [true, false] {
+            assert!(!may_retry(&lost, attempt(&Method::POST, true, reused)), "a POST may have run");
+            assert!(!may_retry(&lost, attempt(&Method::PATCH, true, reused)));
+        }
+        assert!(!may_retry(&lost, attempt(&Method::GET, false, true)), "the body is gone");
+        let late = up(ErrorType::ReadTimedout);
+        assert!(!may_retry(&late, attempt(&Method::GET, true, true)), "it may still be running");
+        assert!(may_retry(&up(STALE), attempt(&Method::POST, true, false)), "refused before anything ran");
+        assert!(!may_retry(&up(STALE), attempt(&Method::POST, false, false)));
+        let refused =
+            Error::because(ErrorType::H2Error, "stream", h2::Error::from(h2::Reason::REFUSED_STREAM));
+        assert!(!may_retry(&refused, attempt(&Method::POST, true, true)), "our own reset says nothing");
     }
 }

@@ -1,5 +1,6 @@
 //! What a tenant is to the other crates, read from the master database and kept close.
 //!
+//! * [`policy`]: what the edge does with a tenant's requests.
 //! * [`store`]: SQL against the master, one indexed query per question.
 //! * [`cache`]: a bounded cache in front of it, with single flight, a negative side of its own, and a stated limit to
 //!   how stale an answer may be.
@@ -7,6 +8,7 @@
 
 pub mod cache;
 pub mod listen;
+pub mod policy;
 pub mod store;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use secrecy::SecretString;
 use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
+pub use policy::{Branding, Limits, Maintenance, Policy, PoolOverrides};
 pub use store::{Store, StoreError};
 
 /// What the edge needs to know of a tenant. Small: a router keeps every one that it has seen.
@@ -31,6 +34,15 @@ pub struct Tenant {
     pub generation: Generation,
     /// Raised by every change of anything.
     pub revision: i64,
+}
+
+/// A tenant as the edge keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeTenant {
+    /// Who it is.
+    pub tenant: Tenant,
+    /// What goes for its requests.
+    pub policy: Policy,
 }
 
 /// Everything that the api and the control plane need to know.

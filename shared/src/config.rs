@@ -34,6 +34,7 @@ const TOP_LEVEL: &[&str] = &[
     "secrets",
     "catalog",
     "metrics",
+    "dns",
     "router",
     "api",
     "pool",
@@ -92,6 +93,8 @@ pub struct Settings {
     pub master_key: MasterKey,
     /// Bounds of the catalog cache.
     pub catalog: CatalogSettings,
+    /// Who is asked for names.
+    pub dns: DnsSettings,
     /// How many tenants get series of their own; the rest are counted under `_other`.
     pub metrics_max_tenants: usize,
 }
@@ -170,6 +173,22 @@ impl Default for CatalogSettings {
     }
 }
 
+/// `[dns]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsSettings {
+    /// Recursive servers, as `ADDRESS:PORT`. Default: those of the system.
+    pub servers: Vec<SocketAddr>,
+    /// Until a server answers; two attempts are made. Default 2 s.
+    pub timeout: HumanDuration,
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self { servers: Vec::new(), timeout: HumanDuration::from_secs(2) }
+    }
+}
+
 #[derive(Deserialize)]
 struct RawSettings {
     base_domain: Hostname,
@@ -187,6 +206,8 @@ struct RawSettings {
     catalog: CatalogSettings,
     #[serde(default)]
     metrics: RawMetrics,
+    #[serde(default)]
+    dns: DnsSettings,
 }
 
 #[derive(Deserialize)]
@@ -319,6 +340,7 @@ impl ConfigFile {
             },
             master_key,
             catalog: raw.catalog,
+            dns: raw.dns,
             metrics_max_tenants: raw.metrics.max_tenants.get(),
         })
     }
@@ -335,6 +357,22 @@ impl ConfigFile {
     pub fn at(&self, offset: usize, key: &str, message: &str) -> ConfigError {
         let line = self.text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
         ConfigError::Invalid { path: self.path.clone(), line, key: key.into(), message: message.into() }
+    }
+
+    /// An error at a key, wherever its line is; keys of sections are written with dots.
+    pub fn at_key(&self, key: &str, message: &str) -> ConfigError {
+        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let starts = |text: &str, from: usize, wanted: &str| {
+            let mut at = from;
+            text[from..].split_inclusive('\n').find_map(|line| {
+                let here = at;
+                at += line.len();
+                line.trim_start().trim_start_matches('[').starts_with(wanted).then_some(here)
+            })
+        };
+        let header = if section.is_empty() { Some(0) } else { starts(&self.text, 0, section) };
+        let offset = header.map_or(0, |h| starts(&self.text, h, name).unwrap_or(h));
+        self.at(offset, key, message)
     }
 
     fn secret(

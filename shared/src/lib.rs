@@ -6,6 +6,7 @@
 //! | [`tenant`] | ids, slugs, status, generation |
 //! | [`token`] | the signed header between router and backends |
 //! | [`catalog`] | what a tenant is, read from the master database and cached |
+//! | [`dns`] | bounded questions to the DNS |
 //! | [`config`] | strict TOML, secrets, durations |
 //! | [`migrate`] | plain SQL migrations, for the master and for tenants |
 //! | [`pg`] | connections to PostgreSQL |
@@ -19,6 +20,7 @@
 
 pub mod catalog;
 pub mod config;
+pub mod dns;
 pub mod hostname;
 pub mod migrate;
 pub mod pg;

@@ -296,5 +296,6 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "platform",
             sql: include_str!("../migrations/master/0002_platform.sql"),
         },
+        Migration { version: 3, name: "edge", sql: include_str!("../migrations/master/0003_edge.sql") },
     ],
 };

@@ -1,6 +1,9 @@
 //! `gmah tenant …`
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand, ValueEnum};
+use gmah_api::control::edge::{EdgeSettings, Mode};
 use gmah_api::control::migrate::{Fleet, Outcome};
 use gmah_api::control::provision::NewTenant;
 use gmah_api::control::tenants::Summary;
@@ -24,8 +27,10 @@ pub(crate) enum TenantCommand {
     Suspend(One),
     /// Unlocks one.
     Resume(One),
-    /// Closes one for work on it, or opens it again: its host answers 503 meanwhile.
+    /// Closes one for work on it, or opens it again.
     Maintenance(Maintenance),
+    /// Sets its own limits, pools and branding.
+    Set(Set),
     /// Fills the empty tables of one with demo data.
     Seed(One),
     /// Brings databases up to this program's schema.
@@ -71,8 +76,20 @@ pub(crate) struct One {
 pub(crate) struct Maintenance {
     /// Slug.
     slug: String,
-    /// Closed or open.
+    /// on: everything answers 503. hold: requests wait. read-only: GET is served. off: open.
     state: Switch,
+    /// What clients are told to wait, with its unit.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    retry_after: Duration,
+    /// Makes a secret with which requests pass all the same.
+    #[arg(long)]
+    bypass: bool,
+    /// With hold: how long a request waits at most.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=300))]
+    hold_seconds: u16,
+    /// With hold: how many wait at once.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    hold_requests: u32,
     #[command(flatten)]
     output: Output,
 }
@@ -81,6 +98,19 @@ pub(crate) struct Maintenance {
 enum Switch {
     On,
     Off,
+    Hold,
+    ReadOnly,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// Slug.
+    slug: String,
+    /// limits.NAME=NUMBER, pool.NAME=POOL or branding.NAME=TEXT; the value `default` takes its own away.
+    #[arg(required = true)]
+    settings: Vec<String>,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -117,12 +147,12 @@ impl TenantCommand {
             }
             Self::Suspend(one) => status(file, &one.slug, TenantStatus::Suspended, one.output).await,
             Self::Resume(one) => status(file, &one.slug, TenantStatus::Active, one.output).await,
-            Self::Maintenance(m) => {
-                let to = match m.state {
-                    Switch::On => TenantStatus::Maintenance,
-                    Switch::Off => TenantStatus::Active,
-                };
-                status(file, &m.slug, to, m.output).await
+            Self::Maintenance(m) => m.run(file).await,
+            Self::Set(set) => {
+                let (slug, to) = (parse_slug(&set.slug)?, EdgeSettings::parse(&set.settings)?);
+                let tenant = super::control(file).await?.set_edge(&slug, to).await?;
+                set.output.print(&tenant, || describe(&tenant))?;
+                Ok(0)
             }
             Self::Seed(one) => {
                 let control = super::control(file).await?;
@@ -134,6 +164,43 @@ impl TenantCommand {
             }
             Self::Migrate(migrate) => migrate.run(file).await,
         }
+    }
+}
+
+impl Maintenance {
+    async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        let slug = parse_slug(&self.slug)?;
+        let retry_after = u32::try_from(self.retry_after.as_secs()).unwrap_or(u32::MAX);
+        if !(1..=86_400).contains(&retry_after) {
+            return Err(ControlError::Usage("--retry-after is from 1s to 1day".into()).into());
+        }
+        let mode = match self.state {
+            Switch::On => Mode::Full,
+            Switch::Off => Mode::Off,
+            Switch::Hold => Mode::Hold { seconds: self.hold_seconds, requests: self.hold_requests },
+            Switch::ReadOnly => Mode::ReadOnly,
+        };
+        let control = super::control(file).await?;
+        let done = control.set_maintenance(&slug, mode, retry_after, self.bypass).await?;
+        let secret = done.bypass.as_ref().map(|s| s.expose_secret());
+        let mut value = serde_json::to_value(&done.tenant)?;
+        if let Some(secret) = secret {
+            value["bypass"] = secret.into();
+        }
+        self.output.print(&value, || {
+            let state = match &done.tenant.maintenance {
+                Some(mode) => format!("{slug} is in maintenance ({})", mode.replace('_', "-")),
+                None => format!("{slug} is {}", done.tenant.status),
+            };
+            match secret {
+                Some(secret) => format!(
+                    "{state}\nbypass (shown once): the header X-Gmah-Bypass: {secret}, or in a browser \
+                     ?gmah-bypass={secret}"
+                ),
+                None => state,
+            }
+        })?;
+        Ok(0)
     }
 }
 
@@ -206,7 +273,7 @@ async fn status(file: &ConfigFile, slug: &str, to: TenantStatus, output: Output)
 fn describe(t: &Summary) -> String {
     format!(
         "{}  {}\nid          {}\nstatus      {}\nplan        {}\nmodules     {}\ndomain      {}\nserver      \
-         {}\ndatabase    {} (placement {})\ngeneration  {}\n",
+         {}\ndatabase    {} (placement {})\ngeneration  {}\nmaintenance {}\nlimits      {}\npools       {}\n",
         t.slug,
         t.name,
         t.id,
@@ -217,7 +284,10 @@ fn describe(t: &Summary) -> String {
         t.server,
         t.database,
         t.placement,
-        t.generation
+        t.generation,
+        t.maintenance.as_deref().unwrap_or("off"),
+        t.limits,
+        t.pools
     )
 }
 

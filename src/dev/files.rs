@@ -145,7 +145,7 @@ impl DataDir {
              \n[secrets]\nmaster_key_file = {key}\n\
              \n[router]\nhttps = \"{router_https}\"\nhttp = \"{router_http}\"\nadmin = \"{router_admin}\"\n\
              certificate_file = {certificate}\nkey_file = {certificate_key}\n\
-             \n[router.api]\naddresses = [\"{api}\"]\n\
+             \n[router.pools.api]\naddresses = [\"{api}\"]\n\
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
              \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n",
             https = ports.https,

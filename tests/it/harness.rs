@@ -1,6 +1,7 @@
 //! What every test stands on.
 
 pub(crate) mod dev;
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod roles;

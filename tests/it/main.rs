@@ -6,6 +6,8 @@
 
 mod harness;
 
+mod backends;
+mod bounds;
 mod catalog;
 mod cli;
 mod dev;

@@ -73,7 +73,7 @@ async fn t22_r01_slow_and_silent_clients() {
             (short, short, short, HumanDuration::from_millis(900), short);
         l.max_connections_per_address = Within::new(40);
         l.max_body_bytes = Within::new(10_000);
-        c.router.api.read_timeout = short;
+        roles::api_pool(c).read_timeout = short;
     })
     .await;
     let paris = dev.host("paris");

@@ -33,6 +33,12 @@ pub struct Summary {
     pub placement: i32,
     /// Generation.
     pub generation: i64,
+    /// How it is closed for work on it: `full`, `hold` or `read_only`.
+    pub maintenance: Option<String>,
+    /// Its own in place of the plan's numbers.
+    pub limits: serde_json::Value,
+    /// Its own in place of shared pools.
+    pub pools: serde_json::Value,
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -82,14 +88,14 @@ impl Control {
         let from: &[&str] = match to {
             TenantStatus::Active => &["suspended", "maintenance", "active"],
             TenantStatus::Suspended => &["active", "maintenance", "suspended"],
-            TenantStatus::Maintenance => &["active", "maintenance"],
-            TenantStatus::Provisioning | TenantStatus::Deleted => &[],
+            // With its mode, by `set_maintenance`.
+            TenantStatus::Maintenance | TenantStatus::Provisioning | TenantStatus::Deleted => &[],
         };
         let changed = self
             .master
             .execute(
                 "with change as (
-                     update organizations set status = $2
+                     update organizations set status = $2, maintenance_mode = null, maintenance_bypass = null
                      where slug = $1 and status = any($3) and status <> $2 returning id),
                  logged as (
                      insert into audit_log (actor, action, organization_id)
@@ -121,6 +127,9 @@ fn summary(row: &Row) -> Result<Summary, ControlError> {
         database: row.get("database_name"),
         placement: row.get("placement"),
         generation: row.get("generation"),
+        maintenance: row.get("maintenance_mode"),
+        limits: row.get("limits"),
+        pools: row.get("pools"),
         created_at: row.get("created_at"),
         server_id: row.get("server_id"),
     })
@@ -129,7 +138,7 @@ fn summary(row: &Row) -> Result<Summary, ControlError> {
 /// Index: organizations_slug, then primary keys.
 const SUMMARY: &str =
     "select o.id, o.slug, o.name, o.status, o.plan, o.domain, s.name as server, o.server_id,
-    o.database_name, o.placement, o.generation, o.created_at,
+    o.database_name, o.placement, o.generation, o.created_at, o.maintenance_mode, o.limits, o.pools,
     array(select f.module from organization_features f
           where f.organization_id = o.id and f.enabled order by f.module) as modules
     from organizations o join database_servers s on s.id = o.server_id";

@@ -1,5 +1,6 @@
 //! SQL against the master database.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError};
@@ -8,7 +9,8 @@ use futures::future::BoxFuture;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::{Placement, Tenant, TenantDetail};
+use super::policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
+use super::{EdgeTenant, Placement, Tenant, TenantDetail};
 use crate::hostname::Hostname;
 use crate::secret::{MasterKey, SecretError};
 use crate::tenant::{Generation, TenantId, TenantSlug};
@@ -84,18 +86,18 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the master gave no answer.
-    pub fn by_slug(&self, slug: TenantSlug) -> BoxFuture<'static, Result<Option<Tenant>, StoreError>> {
+    pub fn by_slug(&self, slug: TenantSlug) -> BoxFuture<'static, Result<Option<EdgeTenant>, StoreError>> {
         let this = self.clone();
-        async move { this.one(BY_SLUG, &[&slug.as_str()], edge).await }.boxed()
+        async move { this.one(BY_SLUG, &[&slug.as_str()], edge_tenant).await }.boxed()
     }
 
     /// The tenant that holds a custom domain, unless deleted.
     ///
     /// # Errors
     /// As [`Store::by_slug`].
-    pub fn by_domain(&self, host: Hostname) -> BoxFuture<'static, Result<Option<Tenant>, StoreError>> {
+    pub fn by_domain(&self, host: Hostname) -> BoxFuture<'static, Result<Option<EdgeTenant>, StoreError>> {
         let this = self.clone();
-        async move { this.one(BY_DOMAIN, &[&host.as_str()], edge).await }.boxed()
+        async move { this.one(BY_DOMAIN, &[&host.as_str()], edge_tenant).await }.boxed()
     }
 
     /// Everything about a tenant, unless deleted.
@@ -186,7 +188,7 @@ impl Drop for Broken {
     }
 }
 
-fn edge(row: &Row) -> Result<Tenant, StoreError> {
+fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     let slug: String = row.get("slug");
     let status: String = row.get("status");
     Ok(Tenant {
@@ -198,8 +200,49 @@ fn edge(row: &Row) -> Result<Tenant, StoreError> {
     })
 }
 
+fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
+    let small = |name: &str| row.get::<_, Option<i32>>(name).and_then(|n| u32::try_from(n).ok());
+    let number = |name: &str| small(name).and_then(NonZeroU32::new);
+    let plan = Limits {
+        requests_per_second: number("requests_per_second"),
+        request_burst: number("request_burst"),
+        concurrent_requests: number("concurrent_requests"),
+        max_body_bytes: row.get::<_, Option<i64>>("max_body_bytes").and_then(|n| u64::try_from(n).ok()),
+        weight: small("weight").unwrap_or(1),
+    };
+    let mode = match row.get::<_, Option<&str>>("maintenance_mode") {
+        Some("hold") => Some(MaintenanceMode::Hold {
+            patience: Duration::from_secs(small("maintenance_hold_seconds").unwrap_or(0).into()),
+            requests: small("maintenance_hold_requests").unwrap_or(0),
+        }),
+        Some("read_only") => Some(MaintenanceMode::ReadOnly),
+        // What a later version knows and this one does not: nothing is served rather than too much.
+        Some(_) => Some(MaintenanceMode::Full),
+        None => None,
+    };
+    let maintenance = mode.map(|mode| {
+        Box::new(Maintenance {
+            mode,
+            retry_after: small("maintenance_retry_after").unwrap_or(30),
+            bypass: row
+                .get::<_, Option<&[u8]>>("maintenance_bypass")
+                .and_then(|hash| <[u8; 32]>::try_from(hash).ok()),
+        })
+    });
+    let branding: Option<serde_json::Value> = row.get("branding");
+    Ok(EdgeTenant {
+        tenant: tenant(row)?,
+        policy: Policy {
+            limits: plan.with_own(&row.get("limits")),
+            maintenance,
+            pools: PoolOverrides::parse(&row.get("pools")),
+            branding: branding.and_then(|b| Branding::parse(row.get("name"), &b)).map(Box::new),
+        },
+    })
+}
+
 fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
-    let tenant = edge(row)?;
+    let tenant = tenant(row)?;
     let password = key.open_text(&format!("organizations/{}/role", tenant.id), row.get("role_password"))?;
     Ok(TenantDetail {
         name: row.get("name"),
@@ -226,14 +269,11 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
 pub const STATEMENTS: &[(&str, &str)] =
     &[("by_slug", BY_SLUG), ("by_domain", BY_DOMAIN), ("detail", DETAIL), ("keys", KEYS)];
 
-/// Index: organizations_slug.
-const BY_SLUG: &str = "select id, slug, status, generation, revision from organizations
-    where slug = $1 and status <> 'deleted'";
+/// Indexes: organizations_slug, then the primary key of plans.
+const BY_SLUG: &str = include_str!("by_slug.sql");
 
-/// Indexes: organization_domains_held, then the primary key of organizations.
-const BY_DOMAIN: &str = "select o.id, o.slug, o.status, o.generation, o.revision
-    from organization_domains d join organizations o on o.id = d.organization_id
-    where d.hostname = $1 and d.status = 'active' and o.status <> 'deleted'";
+/// Indexes: organization_domains_held, then the primary keys of organizations and plans.
+const BY_DOMAIN: &str = include_str!("by_domain.sql");
 
 /// Indexes: primary keys.
 const DETAIL: &str = include_str!("detail.sql");

@@ -78,6 +78,15 @@ impl Client {
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
         let tcp = TcpStream::connect(self.https).await?;
         tcp.set_nodelay(true)?;
+        Self::shake(config, tcp, sni).await
+    }
+
+    /// TLS over a connection that something was sent on already.
+    pub(crate) async fn over(&self, tcp: TcpStream, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        Self::shake((*self.tls).clone(), tcp, sni).await
+    }
+
+    async fn shake(config: ClientConfig, tcp: TcpStream, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(sni.to_owned()).expect("SNI");
         let shaken =
             tokio::time::timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await;

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use gmah_shared::tasks::{self, Tasks};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use gmah_shared::tasks::Tasks;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 /// Decides the answer to a request, as bytes; none closes the connection without a word.
 pub(crate) type Script = Box<dyn Fn(&Recorded) -> Option<Vec<u8>> + Send + Sync>;
@@ -36,23 +36,55 @@ impl Recorded {
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Recorded>>>,
+    connections: Tasks,
     _tasks: Tasks,
 }
 
 impl Origin {
     pub(crate) async fn start(script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script).await
+    }
+
+    /// At an address that another one may have had.
+    pub(crate) async fn start_at(address: SocketAddr, script: Script) -> Self {
+        Self::serve(address, script, None).await
+    }
+
+    /// Over TLS.
+    pub(crate) async fn tls(config: rustls::ServerConfig, script: Script) -> Self {
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        Self::serve(SocketAddr::from(([127, 0, 0, 1], 0)), script, Some(acceptor)).await
+    }
+
+    async fn serve(address: SocketAddr, script: Script, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
+        let listener = bind(address);
         let address = listener.local_addr().expect("address");
         let seen: Arc<Mutex<Vec<Recorded>>> = Arc::default();
-        let (tasks, script) = (Tasks::new(), Arc::new(script));
-        let recorded = seen.clone();
+        let (tasks, connections, script) = (Tasks::new(), Tasks::new(), Arc::new(script));
+        let (recorded, spawner) = (seen.clone(), connections.clone());
         tasks.spawn_forever("origin", async move {
             loop {
                 let (stream, _) = listener.accept().await.expect("accept");
-                drop(tasks::detach("origin-connection", serve(stream, recorded.clone(), script.clone())));
+                let (recorded, script) = (recorded.clone(), script.clone());
+                match tls.clone() {
+                    None => spawner.spawn("origin-connection", serve(stream, recorded, script)),
+                    Some(tls) => spawner.spawn("origin-connection", async move {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            serve(stream, recorded, script).await;
+                        }
+                    }),
+                }
             }
         });
-        Self { address, seen, _tasks: tasks }
+        Self { address, seen, connections, _tasks: tasks }
+    }
+
+    /// Gone at once, with every connection, as if it had been killed; answers what it had recorded.
+    pub(crate) async fn kill(self) -> Vec<Recorded> {
+        let seen = self.take();
+        self._tasks.stop(std::time::Duration::ZERO).await;
+        self.connections.stop(std::time::Duration::ZERO).await;
+        [seen, self.take()].concat()
     }
 
     /// Answers 200 with an empty JSON object.
@@ -71,7 +103,18 @@ pub(crate) fn answer(status: u16, fields: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{fields}\r\n{body}", body.len()).into_bytes()
 }
 
-async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Recorded>>>, script: Arc<Script>) {
+fn bind(address: SocketAddr) -> TcpListener {
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    socket.set_reuseaddr(true).expect("option");
+    socket.bind(address).expect("bind");
+    socket.listen(1024).expect("listen")
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    seen: Arc<Mutex<Vec<Recorded>>>,
+    script: Arc<Script>,
+) {
     let mut buf = Vec::new();
     while let Some(request) = next(&mut stream, &mut buf).await {
         seen.lock().expect("lock").push(request.clone());
@@ -82,7 +125,7 @@ async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Recorded>>>, script: A
     }
 }
 
-async fn next(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Recorded> {
+async fn next<S: AsyncRead + Unpin>(stream: &mut S, buf: &mut Vec<u8>) -> Option<Recorded> {
     loop {
         if let Some((request, length)) = parse(buf) {
             buf.drain(..length);

@@ -15,6 +15,11 @@ fn free() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
+/// The pool `api` of a configuration.
+pub(crate) fn api_pool(config: &mut RouterConfig) -> &mut gmah_router::config::Pool {
+    config.router.pools.get_mut("api").expect("pool api")
+}
+
 /// A router in front of `backends`.
 pub(crate) async fn router(
     dev: &Dev,
@@ -24,7 +29,7 @@ pub(crate) async fn router(
     let mut settings = dev.settings();
     let mut config = RouterConfig::from_file(&dev.config()).expect("configuration");
     (config.router.https, config.router.http, config.router.admin) = (free(), free(), free());
-    config.router.api.addresses = backends.to_vec();
+    api_pool(&mut config).addresses = backends.iter().map(|a| (*a).into()).collect();
     change(&mut settings, &mut config);
     let router = gmah_router::server::start(&settings, config).await.expect("router");
     let client = dev.client.at(router.https);

@@ -1,0 +1,192 @@
+//! Whose connections are open, and who opens them how fast.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::config::Limits;
+use crate::metrics::{Metrics, Refused};
+
+/// Counts connections by address, within the caps: in all, of one address at once, and of one address in a minute.
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Addresses(Arc<Shared>);
+
+struct Shared {
+    open: Mutex<Open>,
+    per_address: usize,
+    total: usize,
+    fresh: DefaultKeyedRateLimiter<IpAddr>,
+    asked: AtomicU32,
+}
+
+#[derive(Default)]
+struct Open {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place; given back when dropped.
+pub struct Place {
+    addresses: Addresses,
+    key: Option<IpAddr>,
+    metrics: Arc<Metrics>,
+}
+
+impl Addresses {
+    /// No connection yet.
+    pub fn new(limits: &Limits) -> Self {
+        let a_minute = u32::try_from(limits.max_new_connections_per_address.get()).unwrap_or(u32::MAX);
+        // Burst and rate alike: who has been quiet may open a minute's worth at once.
+        let quota = Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN));
+        Self(Arc::new(Shared {
+            open: Mutex::default(),
+            per_address: limits.max_connections_per_address.get(),
+            total: limits.max_connections.get(),
+            fresh: RateLimiter::keyed(quota),
+            asked: AtomicU32::new(0),
+        }))
+    }
+
+    /// A place for a connection, counted for its address where that is known already.
+    ///
+    /// # Errors
+    /// The cap that is reached.
+    pub fn enter(&self, address: Option<IpAddr>, metrics: &Arc<Metrics>) -> Result<Place, Refused> {
+        let key = address.map(network);
+        if let Some(key) = key {
+            self.is_in_time(key)?;
+        }
+        let mut open = self.0.lock();
+        if open.total >= self.0.total {
+            return Err(Refused::Total);
+        }
+        if let Some(key) = key {
+            open.add(key, self.0.per_address)?;
+        }
+        open.total += 1;
+        drop(open);
+        metrics.connections.inc();
+        Ok(Place { addresses: self.clone(), key, metrics: metrics.clone() })
+    }
+
+    fn is_in_time(&self, key: IpAddr) -> Result<(), Refused> {
+        // An address whose minute is not used at all needs no entry: thrown out now and then, so that the table is as
+        // large as the number of addresses that are busy.
+        if self.0.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
+            self.0.fresh.retain_recent();
+        }
+        self.0.fresh.check_key(&key).map_err(|_| Refused::Rate)
+    }
+}
+
+impl Place {
+    /// Counts the connection for the client that a proxy has named.
+    ///
+    /// # Errors
+    /// The cap that is reached.
+    pub fn belongs_to(&mut self, client: IpAddr) -> Result<(), Refused> {
+        let key = network(client);
+        self.addresses.is_in_time(key)?;
+        self.addresses.0.lock().add(key, self.addresses.0.per_address)?;
+        self.key = Some(key);
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.addresses.0.lock();
+        open.total -= 1;
+        if let Some(key) = self.key
+            && let Some(n) = open.by_address.get_mut(&key)
+        {
+            *n -= 1;
+            if *n == 0 {
+                open.by_address.remove(&key);
+            }
+        }
+        self.metrics.connections.dec();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn add(&mut self, key: IpAddr, max: usize) -> Result<(), Refused> {
+        let here = self.by_address.get(&key).copied().unwrap_or(0);
+        if here >= max {
+            return Err(Refused::Address);
+        }
+        self.by_address.insert(key, here + 1);
+        Ok(())
+    }
+}
+
+/// One client has a whole IPv6 network of 64 bits; an IPv4 address mapped into IPv6 is that address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & (u128::MAX << 64)).into()),
+        v4 => v4,
+    }
+}
+
+/// Connections between two sweeps.
+const SWEEP_EVERY: u32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gmah_shared::config::Within;
+
+    #[test]
+    fn t22_caps_count_and_give_back() {
+        let limits = Limits {
+            max_connections_per_address: Within::new(2),
+            max_connections: Within::new(4),
+            ..Limits::default()
+        };
+        let metrics = Metrics::new(1).expect("metrics");
+        let addresses = Addresses::new(&limits);
+        let address = |a: &str| a.parse::<IpAddr>().expect("address");
+        let enter = |a: &str| addresses.enter(Some(address(a)), &metrics);
+        let first = enter("2001:db8::1").expect("first");
+        let _second = enter("2001:db8::ffff").expect("second of the same network");
+        assert_eq!(enter("2001:db8::2").err(), Some(Refused::Address));
+        let mut behind_a_proxy = addresses.enter(None, &metrics).expect("no address yet");
+        assert_eq!(behind_a_proxy.belongs_to(address("2001:db8::3")).err(), Some(Refused::Address));
+        let _third = enter("127.0.0.1").expect("another address");
+        assert_eq!(enter("127.0.0.2").err(), Some(Refused::Total));
+        drop(first);
+        assert!(behind_a_proxy.belongs_to(address("2001:db8::3")).is_ok());
+        assert_eq!(enter("2001:db8::2").err(), Some(Refused::Address), "counted for the named client");
+        drop(behind_a_proxy);
+        assert!(enter("::ffff:127.0.0.1").is_ok());
+        assert_eq!(metrics.connections.get(), 2);
+    }
+
+    #[test]
+    fn t22_fresh_connections_of_one_address_have_a_rate() {
+        let limits = Limits { max_new_connections_per_address: Within::new(1000), ..Limits::default() };
+        let metrics = Metrics::new(1).expect("metrics");
+        let addresses = Addresses::new(&limits);
+        let enter = |a: [u8; 4]| addresses.enter(Some(a.into()), &metrics);
+        let taken = (0..3000).filter(|_| enter([127, 0, 0, 1]).is_ok()).count();
+        assert!((1000..1100).contains(&taken), "{taken}");
+        assert!(enter([127, 0, 0, 2]).is_ok(), "nobody else's trouble");
+        // A flood from everywhere does not grow the table for ever.
+        let addresses = Addresses::new(&Limits::default());
+        for n in 0..500_000u32 {
+            drop(addresses.enter(Some(n.to_be_bytes().into()), &metrics));
+        }
+        assert!(addresses.0.fresh.len() < 100_000, "{}", addresses.0.fresh.len());
+    }
+}

@@ -1,0 +1,103 @@
+//! Asking the DNS, within bounds: a deadline for each question, a limit to each answer.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+
+use crate::config::DnsSettings;
+use crate::hostname::Hostname;
+
+/// A resolver. Cheap to clone.
+#[derive(Clone)]
+pub struct Dns {
+    resolver: TokioResolver,
+    timeout: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// The resolver cannot be made of this configuration.
+    #[error("dns: {0}")]
+    Setup(String),
+    /// No answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The name has no record of this kind.
+    #[error("no such record")]
+    NoRecords,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Records of an answer that are looked at.
+const MAX_RECORDS: usize = 64;
+
+impl Dns {
+    /// A resolver that asks the configured servers, or those of the system.
+    ///
+    /// # Errors
+    /// [`DnsError::Setup`].
+    pub fn new(settings: &DnsSettings) -> Result<Self, DnsError> {
+        let setup = |e: hickory_resolver::net::NetError| DnsError::Setup(e.to_string());
+        let mut builder = if settings.servers.is_empty() {
+            TokioResolver::builder_tokio().map_err(setup)?
+        } else {
+            let servers = settings.servers.iter().map(|s| server(*s)).collect();
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        };
+        let options = builder.options_mut();
+        options.timeout = *settings.timeout;
+        options.attempts = 2;
+        // Whoever asks, asks again when it wants to know again.
+        options.cache_size = 0;
+        // Fully qualified names only: no search list of this machine decides anything.
+        options.ndots = 0;
+        let resolver = builder.build().map_err(setup)?;
+        Ok(Self { resolver, timeout: settings.timeout.saturating_mul(2) })
+    }
+
+    /// The addresses of a name, IPv4 and IPv6; also by the hosts file of the machine.
+    ///
+    /// # Errors
+    /// [`DnsError`]; a name without any address is [`DnsError::NoRecords`].
+    pub async fn addresses(&self, name: &Hostname) -> Result<Vec<IpAddr>, DnsError> {
+        let found = self.within(self.resolver.lookup_ip(absolute(name))).await?;
+        let addresses: Vec<IpAddr> = found.iter().take(MAX_RECORDS).collect();
+        if addresses.is_empty() { Err(DnsError::NoRecords) } else { Ok(addresses) }
+    }
+
+    async fn within<T>(
+        &self,
+        asked: impl Future<Output = Result<T, hickory_resolver::net::NetError>>,
+    ) -> Result<T, DnsError> {
+        match tokio::time::timeout(self.timeout, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(e)) if e.is_no_records_found() => Err(DnsError::NoRecords),
+            Ok(Err(e)) => Err(DnsError::Failed(e.to_string())),
+            Err(_) => Err(DnsError::Timeout),
+        }
+    }
+}
+
+fn server(address: SocketAddr) -> NameServerConfig {
+    let mut server = NameServerConfig::udp_and_tcp(address.ip());
+    for connection in &mut server.connections {
+        set_port(connection, address.port());
+    }
+    server
+}
+
+fn set_port(connection: &mut ConnectionConfig, port: u16) {
+    connection.port = port;
+}
+
+/// With its final dot, so that it is looked up as it is.
+fn absolute(name: &Hostname) -> String {
+    format!("{name}.")
+}
