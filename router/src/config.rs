@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
 use ipnet::IpNet;
+use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use pools::{Health, Pool, Protocol, Rule, Target};
@@ -49,6 +50,8 @@ pub struct Router {
     /// For this long browsers use HTTPS only (`Strict-Transport-Security`, RFC 6797). Default 365 days.
     #[serde(default = "hsts")]
     pub hsts_max_age: HumanDuration,
+    /// Where routers share what they count. Default: each counts by itself.
+    pub shared_limits: Option<toml::Spanned<SharedLimits>>,
     /// Backends, by the name of their pool.
     pub pools: BTreeMap<String, Pool>,
     /// Which paths go to which pool. Default: all to the only pool.
@@ -88,6 +91,8 @@ pub struct Limits {
     pub max_new_connections_per_address: Within<1, 100_000_000>,
     /// Connections in all. Default 50,000.
     pub max_connections: Within<1, 10_000_000>,
+    /// Requests in flight in all. Beyond half of it, a tenant gets no more than its share. Default 20,000.
+    pub max_in_flight: Within<2, 10_000_000>,
     /// A request body slower than this many bytes a second is cut off; 0 lets any pass. Default 100.
     pub min_body_rate: Within<0, 1_000_000>,
     /// Over how long that is measured. Default 10 s.
@@ -111,6 +116,7 @@ impl Default for Limits {
             max_connections_per_address: Within::new(2000),
             max_new_connections_per_address: Within::new(30_000),
             max_connections: Within::new(50_000),
+            max_in_flight: Within::new(20_000),
             min_body_rate: Within::new(100),
             body_rate_window: HumanDuration::from_secs(10),
             max_body_bytes: Within::new(32 << 20),
@@ -128,6 +134,22 @@ pub struct Proxies {
     /// `X-Forwarded-For` of clients here is believed; its last address that is not one of these is the client's.
     /// Default: none.
     pub forwarded_from: Vec<IpNet>,
+}
+
+/// `[router.shared_limits]`: a Redis or Valkey, as `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. An address with a
+/// password does not stand in the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedLimits {
+    /// The address, without a password.
+    pub url: Option<String>,
+    /// A file with the address.
+    pub url_file: Option<PathBuf>,
+    /// A variable with the address.
+    pub url_env: Option<String>,
+    /// The address, read.
+    #[serde(skip)]
+    pub address: Option<SecretString>,
 }
 
 impl Proxies {
@@ -170,6 +192,21 @@ impl RouterConfig {
         config.router.check_routes().map_err(|(key, message)| file.at_key(&key, &message))?;
         for pool in config.router.pools.values_mut() {
             pool.ca_file = pool.ca_file.as_deref().map(|f| file.resolve(f));
+        }
+        if let Some(shared) = &mut config.router.shared_limits {
+            let at = shared.span().start;
+            let shared = shared.get_mut();
+            let key = "router.shared_limits.url";
+            let read = file.secret(at, key, shared.url_file.clone(), shared.url_env.clone())?;
+            shared.address = match (&shared.url, read) {
+                (Some(_), Some(_)) => return Err(file.at(at, key, "one of url, url_file and url_env")),
+                (Some(url), None) if url.contains('@') => {
+                    return Err(file.at(at, key, "a password does not stand here: use url_file or url_env"));
+                }
+                (Some(url), None) => Some(url.clone().into()),
+                (None, Some(read)) => Some(read),
+                (None, None) => return Err(file.at(at, key, "one of url, url_file and url_env")),
+            };
         }
         config.router.certificate_file = file.resolve(&config.router.certificate_file);
         config.router.key_file = file.resolve(&config.router.key_file);

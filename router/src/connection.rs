@@ -31,7 +31,7 @@ use crate::config::Limits;
 use crate::ctx::{Progress, new_request_id};
 use crate::head::{self, MAX_HEAD, Progress as Head};
 use crate::headers::Promises;
-use crate::reject::Rejection;
+use crate::reject::{Rejection, Reply};
 
 /// What serves requests, and how it is told to stop.
 pub trait Http: Send + Sync + 'static {
@@ -266,9 +266,14 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     session.set_write_timeout(Some(write_timeout));
                     if session.req_header().method == Method::CONNECT {
                         // In front of the framework's own, which has no body and no id.
-                        let promises = http.promises();
-                        let _ =
-                            Rejection::Method.answer(&mut session, &new_request_id(), promises, true).await;
+                        let reply = Reply {
+                            request_id: &new_request_id(),
+                            promises: http.promises(),
+                            is_tls: true,
+                            retry_after: None,
+                            branding: None,
+                        };
+                        let _ = Rejection::Method.answer(&mut session, &reply).await;
                         return drop(guard);
                     }
                     let served = http.app().process_new_http(session, http.shutdown());

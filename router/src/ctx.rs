@@ -10,6 +10,7 @@ use gmah_shared::hostname::Hostname;
 use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::Slot;
 use crate::metrics::TenantSeries;
 use crate::reject::Rejection;
 use crate::resolve::{Name, Route};
@@ -105,6 +106,10 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// Whether the client asks for a WebSocket.
     pub is_upgrade: bool,
+    /// Its place among the tenant's requests.
+    pub slot: Option<Slot>,
+    /// Largest body that this tenant may send here.
+    pub max_body: u64,
     /// The token that is attached to every attempt.
     pub token: Option<HeaderValue>,
     /// Series of the tenant, or of those that are nobody's.
@@ -142,6 +147,8 @@ impl RequestCtx {
             lease: None,
             deadline: None,
             is_upgrade: false,
+            slot: None,
+            max_body: 0,
             token: None,
             series: None,
             is_neutral: false,

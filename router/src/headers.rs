@@ -8,6 +8,7 @@ use pingora_error::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::ctx::RequestCtx;
+use crate::policy::BYPASS_COOKIE;
 
 /// Names that only we may use, and names by which other software would be told who the client or the host is.
 fn is_ours(name: &str) -> bool {
@@ -74,6 +75,7 @@ pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
         request.remove_header(&header::COOKIE);
     } else {
         join_cookies(request)?;
+        take_bypass(request)?;
     }
     let host = ctx.host.as_ref().map_or("", |h| h.as_str());
     request.insert_header(header::HOST, host)?;
@@ -100,6 +102,27 @@ fn join_cookies(request: &mut RequestHeader) -> Result<()> {
         pingora_error::Error::because(pingora_error::ErrorType::InvalidHTTPHeader, "cookie", e)
     })?;
     request.insert_header(header::COOKIE, joined)
+}
+
+/// Our own cookie stays with us.
+fn take_bypass(request: &mut RequestHeader) -> Result<()> {
+    let Some(cookies) = request.headers.get(header::COOKIE).map(HeaderValue::as_bytes) else { return Ok(()) };
+    if memchr::memmem::find(cookies, BYPASS_COOKIE.as_bytes()).is_none() {
+        return Ok(());
+    }
+    let is_ours =
+        |pair: &&[u8]| pair.trim_ascii().split(|b| *b == b'=').next() == Some(BYPASS_COOKIE.as_bytes());
+    let rest: Vec<&[u8]> =
+        cookies.split(|b| *b == b';').filter(|p| !is_ours(p)).map(<[u8]>::trim_ascii).collect();
+    let rest = rest.join(&b"; "[..]);
+    request.remove_header(&header::COOKIE);
+    if !rest.is_empty() {
+        let rest = HeaderValue::from_bytes(&rest).map_err(|e| {
+            pingora_error::Error::because(pingora_error::ErrorType::InvalidHTTPHeader, "cookie", e)
+        })?;
+        request.insert_header(header::COOKIE, rest)?;
+    }
+    Ok(())
 }
 
 const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
@@ -348,5 +371,8 @@ mod tests {
         to_backend(&mut request, &RequestCtx::new()).expect("made");
         let all: Vec<_> = request.headers.get_all("cookie").iter().collect();
         assert_eq!(all, ["a=1; b=2; c=3"]);
+        request.append_header("cookie", "__Host-gmah-bypass=x; d=4").expect("header");
+        to_backend(&mut request, &RequestCtx::new()).expect("made");
+        assert_eq!(request.headers["cookie"], "a=1; b=2; c=3; d=4", "ours stays with us");
     }
 }

@@ -9,12 +9,12 @@
 //! 4. [`authority`]: `Host`, `:authority` and the certificate become one
 //!    [`Hostname`](gmah_shared::hostname::Hostname).
 //! 5. [`resolve`]: the host becomes a tenant through the catalog cache.
-//! 6. [`policy`]: tenant and request are admitted or refused.
+//! 6. [`policy`]: status, maintenance and size; [`limits`]: how often and how many at once.
 //! 7. [`headers`]: what the client sent under our names goes, our token and forwarding headers are set last.
 //! 8. [`upstream`]: a backend is picked, with deadlines, and tried again where nothing can run twice.
 //!
 //! [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
-//! far; [`reject`] is the table of everything that the edge answers by itself.
+//! far; [`reject`] is the table of everything that the edge answers by itself, [`page`] how that looks in a browser.
 
 pub mod authority;
 pub mod certs;
@@ -23,8 +23,10 @@ pub mod connection;
 pub mod ctx;
 pub mod head;
 pub mod headers;
+pub mod limits;
 pub mod listener;
 pub mod metrics;
+pub mod page;
 pub mod policy;
 pub mod proxy;
 pub mod reject;

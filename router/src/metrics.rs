@@ -29,6 +29,10 @@ pub struct Metrics {
     pub catalog_connected: IntGauge,
     /// Attempts that were tried again.
     pub retries: IntCounter,
+    /// Whether counters are shared with other routers right now.
+    pub shared_limits: IntGauge,
+    /// Questions to the shared counters without an answer.
+    pub shared_limits_failures: IntCounter,
     rejections: IntCounterVec,
     handshakes: IntCounterVec,
     refused_connections: IntCounterVec,
@@ -120,6 +124,14 @@ impl Metrics {
                 "gmah_router_retries_total",
                 "Attempts at a backend that were tried again.",
             )?,
+            shared_limits: IntGauge::new(
+                "gmah_router_shared_limits_connected",
+                "1 while counters are shared with other routers.",
+            )?,
+            shared_limits_failures: IntCounter::new(
+                "gmah_router_shared_limits_failures_total",
+                "Questions to the shared counters without an answer.",
+            )?,
             rejections: counters("gmah_router_rejections_total", "Requests answered by the edge.", "reason")?,
             handshakes: counters("gmah_router_handshakes_total", "TLS handshakes by result.", "result")?,
             refused_connections: counters(
@@ -141,6 +153,8 @@ impl Metrics {
         r.register(Box::new(metrics.connections.clone()))?;
         r.register(Box::new(metrics.catalog_connected.clone()))?;
         r.register(Box::new(metrics.retries.clone()))?;
+        r.register(Box::new(metrics.shared_limits.clone()))?;
+        r.register(Box::new(metrics.shared_limits_failures.clone()))?;
         for vec in [
             &metrics.rejections,
             &metrics.handshakes,

@@ -1,8 +1,92 @@
 //! Step 6: whether a tenant's request goes on.
 
-use gmah_shared::tenant::TenantStatus;
+use std::time::Duration;
 
-use crate::reject::Rejection;
+use gmah_shared::catalog::{Maintenance, MaintenanceMode};
+use gmah_shared::tenant::TenantStatus;
+use pingora_http::RequestHeader;
+use ring::digest::{SHA256, digest};
+use subtle::ConstantTimeEq as _;
+
+use crate::reject::{Refusal, Rejection};
+
+/// What happens with a request that may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// It is.
+    Serve,
+    /// It waits.
+    Hold {
+        /// How long at most.
+        patience: Duration,
+        /// How many may.
+        requests: u32,
+    },
+}
+
+/// By status and maintenance.
+///
+/// # Errors
+/// The [`Refusal`] of either.
+pub fn pass(
+    status: TenantStatus,
+    maintenance: Option<&Maintenance>,
+    request: &RequestHeader,
+) -> Result<Passage, Refusal> {
+    let maintenance = match (status, maintenance) {
+        (TenantStatus::Active | TenantStatus::Maintenance, Some(maintenance)) => maintenance,
+        _ => return admit(status).map(|()| Passage::Serve).map_err(Refusal::from),
+    };
+    if maintenance.bypass.is_some_and(|hash| presented(request).any(|secret| is_secret(secret, &hash))) {
+        return Ok(Passage::Serve);
+    }
+    let refuse = |rejection| Err(Refusal { rejection, retry_after: Some(maintenance.retry_after) });
+    match maintenance.mode {
+        _ if status == TenantStatus::Maintenance => refuse(Rejection::Maintenance),
+        MaintenanceMode::Full => refuse(Rejection::Maintenance),
+        MaintenanceMode::ReadOnly if request.method.is_safe() => Ok(Passage::Serve),
+        MaintenanceMode::ReadOnly => refuse(Rejection::ReadOnly),
+        MaintenanceMode::Hold { patience, requests } => Ok(Passage::Hold { patience, requests }),
+    }
+}
+
+/// Name of the cookie with which a browser passes.
+pub const BYPASS_COOKIE: &str = "__Host-gmah-bypass";
+/// Name of the parameter with which a browser gets the cookie.
+const BYPASS_PARAMETER: &str = "gmah-bypass=";
+
+/// Secrets that a request comes with: in our header, or in our cookie.
+fn presented(request: &RequestHeader) -> impl Iterator<Item = &[u8]> {
+    let cookies = request.headers.get_all(http::header::COOKIE).iter();
+    let cookies = cookies
+        .flat_map(|c| c.as_bytes().split(|b| *b == b';'))
+        .filter_map(|pair| pair.trim_ascii().strip_prefix(BYPASS_COOKIE.as_bytes())?.strip_prefix(b"="));
+    request.headers.get_all("x-gmah-bypass").iter().map(|v| v.as_bytes()).chain(cookies)
+}
+
+fn is_secret(secret: &[u8], hash: &[u8; 32]) -> bool {
+    digest(&SHA256, secret).as_ref().ct_eq(hash).into()
+}
+
+/// A link with the secret in it: the secret and the target without it. For safe methods; the secret must be right.
+pub fn bypass_link<'a>(
+    maintenance: Option<&Maintenance>,
+    request: &'a RequestHeader,
+) -> Option<(&'a str, String)> {
+    let hash = maintenance?.bypass?;
+    if !request.method.is_safe() {
+        return None;
+    }
+    let (path, query) = std::str::from_utf8(request.raw_path()).ok()?.split_once('?')?;
+    let secret = query.split('&').find_map(|pair| pair.strip_prefix(BYPASS_PARAMETER))?;
+    if !is_secret(secret.as_bytes(), &hash) {
+        return None;
+    }
+    let rest: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with(BYPASS_PARAMETER)).collect();
+    let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+    // A target that begins with two slashes would name another host.
+    (!target.starts_with("//")).then_some((secret, target))
+}
 
 /// By status: only active organisations are served.
 ///
@@ -65,5 +149,71 @@ mod tests {
         for status in TenantStatus::ALL {
             assert_eq!(admit(status).is_ok(), status == TenantStatus::Active);
         }
+    }
+
+    fn request(method: &str, target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build(method, target.as_bytes(), None).expect("head");
+        for (name, value) in fields {
+            request.append_header(*name, *value).expect("field");
+        }
+        request
+    }
+
+    fn maintenance(mode: MaintenanceMode) -> Maintenance {
+        let hash = digest(&SHA256, b"secret").as_ref().try_into().expect("32 bytes");
+        Maintenance { mode, retry_after: 77, bypass: Some(hash) }
+    }
+
+    #[test]
+    fn what_passes_while_an_organisation_is_worked_on() {
+        let (active, closed) = (TenantStatus::Active, TenantStatus::Maintenance);
+        let get = request("GET", "/", &[]);
+        let refused = |rejection| Err(Refusal { rejection, retry_after: Some(77) });
+        let full = maintenance(MaintenanceMode::Full);
+        let read_only = maintenance(MaintenanceMode::ReadOnly);
+        let hold = maintenance(MaintenanceMode::Hold { patience: Duration::from_secs(3), requests: 2 });
+        assert_eq!(pass(active, None, &get), Ok(Passage::Serve));
+        assert_eq!(pass(closed, None, &get), Err(Rejection::Maintenance.into()));
+        assert_eq!(pass(closed, Some(&full), &get), refused(Rejection::Maintenance));
+        assert_eq!(
+            pass(closed, Some(&read_only), &get),
+            refused(Rejection::Maintenance),
+            "the status goes first"
+        );
+        assert_eq!(pass(active, Some(&read_only), &get), Ok(Passage::Serve));
+        assert_eq!(pass(active, Some(&read_only), &request("POST", "/", &[])), refused(Rejection::ReadOnly));
+        assert!(matches!(pass(active, Some(&hold), &get), Ok(Passage::Hold { requests: 2, .. })));
+        for fields in [
+            &[("x-gmah-bypass", "secret")][..],
+            &[("cookie", "a=b; __Host-gmah-bypass=secret")],
+            &[("cookie", "__Host-gmah-bypass=wrong"), ("cookie", "__Host-gmah-bypass=secret")],
+        ] {
+            assert_eq!(pass(closed, Some(&full), &request("POST", "/", fields)), Ok(Passage::Serve));
+            let suspended = pass(TenantStatus::Suspended, Some(&full), &request("GET", "/", fields));
+            assert_eq!(suspended, Err(Rejection::Suspended.into()), "only maintenance is passed");
+        }
+        for fields in [
+            &[("x-gmah-bypass", "Secret")][..],
+            &[("x-gmah-bypass", "")],
+            &[("cookie", "gmah-bypass=secret")],
+            &[("cookie", "__Host-gmah-bypass=")],
+        ] {
+            assert!(pass(closed, Some(&full), &request("GET", "/", fields)).is_err(), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn links_with_the_secret() {
+        let full = maintenance(MaintenanceMode::Full);
+        let link = |method: &str, target: &str| {
+            let request = request(method, target, &[]);
+            bypass_link(Some(&full), &request).map(|(secret, target)| (secret.to_owned(), target))
+        };
+        let ok = |target: &str| Some(("secret".to_owned(), target.to_owned()));
+        assert_eq!(link("GET", "/a?gmah-bypass=secret"), ok("/a"));
+        assert_eq!(link("GET", "/a?x=1&gmah-bypass=secret&y=2"), ok("/a?x=1&y=2"));
+        assert_eq!(link("GET", "/a?gmah-bypass=wrong"), None);
+        assert_eq!(link("POST", "/a?gmah-bypass=secret"), None);
+        assert_eq!(link("GET", "//evil.example/?gmah-bypass=secret"), None);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use gmah_shared::catalog::Hit;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tasks;
 use http::header;
@@ -24,9 +25,9 @@ use crate::config::{Limits, Proxies};
 use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
 use crate::headers::{self, Promises};
 use crate::metrics::Metrics;
-use crate::policy;
-use crate::reject::Rejection;
-use crate::resolve::{Asked, Resolver};
+use crate::policy::{self, Passage};
+use crate::reject::{Refusal, Rejection, Reply};
+use crate::resolve::{Asked, Name, Resolver, Route};
 use crate::upstream::pool::deadline;
 use crate::upstream::{self, Pools};
 
@@ -55,7 +56,7 @@ pub struct Proxy(pub Arc<Edge>);
 
 impl Edge {
     /// Steps 4 to 6: fills `ctx`, or says how the request is refused.
-    async fn admit(&self, session: &mut ServerSession, ctx: &mut RequestCtx) -> Result<Admitted, Rejection> {
+    async fn admit(&self, session: &mut ServerSession, ctx: &mut RequestCtx) -> Result<Admitted, Refusal> {
         let info = connection_info(session).ok_or(Rejection::Internal)?;
         ctx.client = Some(self.client(info.client, session.req_header()));
         ctx.is_tls = info.certificate_names.is_some();
@@ -77,7 +78,7 @@ impl Edge {
         let header = single(request, "x-tenant-id")?;
         let Asked { name, target: rewritten, is_neutral } = self.resolver.ask(&host, target, header)?;
         let rewritten = rewritten.map(std::borrow::Cow::into_owned);
-        let route = match self.resolver.peek(&name) {
+        let mut route = match self.resolver.peek(&name) {
             Some(route) => route,
             None => self.resolver.get(&name).await?,
         };
@@ -85,8 +86,19 @@ impl Edge {
         if !ctx.is_tls {
             return Ok(Admitted::Redirect(host));
         }
-        policy::admit(route.tenant.status)?;
-        policy::declared_length(session.req_header(), self.limits.max_body_bytes.get() as u64)?;
+        // From here on a refusal may look like the organisation's own.
+        ctx.route = Some(route.clone());
+        if let Some((secret, target)) = policy::bypass_link(route.policy.maintenance.as_deref(), request) {
+            return Ok(Admitted::Bypass { secret: secret.to_owned(), target });
+        }
+        if let Passage::Hold { patience, requests } = self.passage(&route, request)? {
+            route = self.hold(&name, &route, patience, requests, request, ctx).await?;
+            ctx.route = Some(route.clone());
+        }
+        let limiter = self.resolver.limiter(&route);
+        ctx.max_body = limiter.max_body(self.limits.max_body_bytes.get() as u64);
+        policy::declared_length(request, ctx.max_body)?;
+        ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         let pool = self.pools.load().of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, is_neutral)?);
@@ -96,12 +108,69 @@ impl Edge {
         ctx.pool = Some(pool);
         ctx.host = Some(host);
         ctx.is_neutral = is_neutral;
-        ctx.route = Some(route);
         ctx.name = Some(name);
         if let Some(target) = rewritten {
             session.req_header_mut().set_raw_path(target.as_bytes()).map_err(|_| Rejection::Malformed)?;
         }
         Ok(Admitted::Forward)
+    }
+
+    fn passage(&self, route: &Route, request: &RequestHeader) -> Result<Passage, Refusal> {
+        policy::pass(route.tenant.status, route.policy.maintenance.as_deref(), request)
+    }
+
+    /// Waits until an organisation is served again, for so long and among so many at most.
+    async fn hold(
+        &self,
+        name: &Name,
+        route: &Hit<Route>,
+        patience: Duration,
+        requests: u32,
+        request: &RequestHeader,
+        ctx: &RequestCtx,
+    ) -> Result<Hit<Route>, Refusal> {
+        let too_long = Refusal {
+            rejection: Rejection::HeldTooLong,
+            retry_after: route.policy.maintenance.as_ref().map(|m| m.retry_after),
+        };
+        let _held = self.resolver.limiter(route).hold(requests).ok_or(too_long)?;
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN.min(until.saturating_duration_since(Instant::now()))).await;
+            ctx.moved();
+            // At hand until a notice comes.
+            let now = self.resolver.get(name).await?;
+            if now.tenant.id != route.tenant.id {
+                return Err(Rejection::UnknownHost.into());
+            }
+            if self.passage(&now, request)? == Passage::Serve {
+                return Ok(now);
+            }
+        }
+        Err(too_long)
+    }
+
+    /// The cookie with which a browser passes, and back to where it wanted to go.
+    async fn bypass(
+        &self,
+        session: &mut ServerSession,
+        secret: &str,
+        target: &str,
+        ctx: &RequestCtx,
+    ) -> Result<()> {
+        let cookie = format!(
+            "{}={secret}; Path=/; Max-Age=86400; Secure; HttpOnly; SameSite=Lax",
+            policy::BYPASS_COOKIE
+        );
+        let mut head = ResponseHeader::build(303, Some(8))?;
+        head.insert_header(header::LOCATION, target)?;
+        head.insert_header(header::SET_COOKIE, cookie)?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        head.insert_header(header::REFERRER_POLICY, "no-referrer")?;
+        head.insert_header(header::CONTENT_LENGTH, "0")?;
+        head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        self.promises.set(&mut head, ctx.is_tls)?;
+        session.write_response_header(Box::new(head)).await
     }
 
     /// Whose request it is, which a configured proxy may say.
@@ -178,11 +247,19 @@ impl Edge {
         &self,
         session: &mut ServerSession,
         ctx: &mut RequestCtx,
-        rejection: Rejection,
+        refusal: Refusal,
     ) -> Result<()> {
+        let Refusal { rejection, retry_after } = refusal;
         ctx.rejection = Some(rejection);
         self.metrics.rejected(rejection);
-        rejection.answer(session, &ctx.request_id, &self.promises, ctx.is_tls).await?;
+        let reply = Reply {
+            request_id: &ctx.request_id,
+            promises: &self.promises,
+            is_tls: ctx.is_tls,
+            retry_after,
+            branding: ctx.route.as_ref().and_then(|r| r.policy.branding.as_deref()),
+        };
+        rejection.answer(session, &reply).await?;
         if session.req_header().version != http::Version::HTTP_2 {
             // What the client is still sending is read for a moment: closed with unread bytes, the kernel would reset the
             // connection, and the answer might be lost with it.
@@ -196,6 +273,7 @@ impl Edge {
 enum Admitted {
     Forward,
     Redirect(Hostname),
+    Bypass { secret: String, target: String },
 }
 
 /// What the listener knows of the connection.
@@ -230,7 +308,10 @@ impl ProxyHttp for Proxy {
         match self.0.admit(session, ctx).await {
             Ok(Admitted::Forward) => Ok(false),
             Ok(Admitted::Redirect(host)) => self.0.redirect(session, &host, ctx).await.map(|()| true),
-            Err(rejection) => self.0.refuse(session, ctx, rejection).await.map(|()| true),
+            Ok(Admitted::Bypass { secret, target }) => {
+                self.0.bypass(session, &secret, &target, ctx).await.map(|()| true)
+            }
+            Err(refusal) => self.0.refuse(session, ctx, refusal).await.map(|()| true),
         }
     }
 
@@ -248,7 +329,7 @@ impl ProxyHttp for Proxy {
         if !ctx.body_pace.keeps_up(length, limits.min_body_rate.get() as u64, *limits.body_rate_window) {
             return Err(Error::explain(ErrorType::ReadTimedout, "body too slow").into_down());
         }
-        if ctx.bytes_in > limits.max_body_bytes.get() as u64 {
+        if ctx.bytes_in > ctx.max_body {
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body over the limit").into_down());
         }
         Ok(())
@@ -424,7 +505,7 @@ impl ProxyHttp for Proxy {
         };
         // The framework ends the connection after an error, so the answer must say so.
         session.set_keepalive(None);
-        if self.0.refuse(session, ctx, rejection).await.is_err() {
+        if self.0.refuse(session, ctx, rejection.into()).await.is_err() {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         FailToProxy { error_code: rejection.row().status, can_reuse_downstream: false }
@@ -456,6 +537,8 @@ impl ProxyHttp for Proxy {
 }
 
 const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often a request that waits looks whether it may go on.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a WebSocket's organisation is looked up.
 const WATCH_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 const STALE_HEADER: &str = "x-gmah-stale";

@@ -4,6 +4,7 @@
 //! cause, an address or anybody's name.
 
 use bytes::Bytes;
+use gmah_shared::catalog::Branding;
 use http::header;
 use pingora_core::protocols::http::ServerSession;
 use pingora_error::Result;
@@ -36,6 +37,16 @@ pub enum Rejection {
     NoSigningKey,
     /// The api knows a newer generation and the request cannot be tried again.
     StaleGeneration,
+    /// Only safe methods are served while the organisation is worked on.
+    ReadOnly,
+    /// The organisation is worked on, and the request waited long enough, or too many do.
+    HeldTooLong,
+    /// The organisation's requests come too fast.
+    RateLimited,
+    /// The organisation has too many requests in flight.
+    TooManyConcurrent,
+    /// The edge has too much to do, and the organisation more than its share of it.
+    Overloaded,
     /// The body is over the limit.
     BodyTooLarge,
     /// The target is over 8 KiB.
@@ -89,9 +100,41 @@ impl Row {
     }
 }
 
+/// A refusal, and after how many seconds it is worth trying again, where that is known better than by the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub rejection: Rejection,
+    /// Seconds, at least 1.
+    pub retry_after: Option<u32>,
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, retry_after: None }
+    }
+}
+
+/// What an answer needs beyond the refusal.
+pub struct Reply<'a> {
+    /// For the client and the log.
+    pub request_id: &'a str,
+    /// What every response says.
+    pub promises: &'a Promises,
+    /// Whether over TLS.
+    pub is_tls: bool,
+    /// Seconds, where they are known better than by the table.
+    pub retry_after: Option<u32>,
+    /// How the organisation's pages look.
+    pub branding: Option<&'a Branding>,
+}
+
+/// RFC 9457.
+const PROBLEM: &str = "application/problem+json";
+
 impl Rejection {
     /// Every variant, for metrics and tests.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::Malformed,
         Self::BadHost,
         Self::TenantConflict,
@@ -103,6 +146,11 @@ impl Rejection {
         Self::CatalogUnavailable,
         Self::NoSigningKey,
         Self::StaleGeneration,
+        Self::ReadOnly,
+        Self::HeldTooLong,
+        Self::RateLimited,
+        Self::TooManyConcurrent,
+        Self::Overloaded,
         Self::BodyTooLarge,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -130,8 +178,14 @@ impl Rejection {
             Self::Provisioning => {
                 row(503, "organization_provisioning", "This organisation is being set up.").retry(5)
             }
-            Self::Maintenance => {
+            Self::Maintenance | Self::HeldTooLong => {
                 row(503, "organization_maintenance", "This organisation is under maintenance.").retry(30)
+            }
+            Self::ReadOnly => {
+                row(503, "organization_read_only", "This organisation can only be read right now.").retry(30)
+            }
+            Self::RateLimited | Self::TooManyConcurrent | Self::Overloaded => {
+                row(429, "too_many_requests", "Too many requests for this organisation.").retry(1)
             }
             Self::CatalogUnavailable | Self::NoSigningKey | Self::StaleGeneration | Self::NoBackend => {
                 row(503, "unavailable", "The service is not available right now.").retry(1)
@@ -143,7 +197,9 @@ impl Rejection {
             Self::RequestTimeout => row(408, "request_timeout", "The request took too long.").closing(),
             Self::BadGateway => row(502, "bad_gateway", "The service did not answer."),
             Self::GatewayTimeout => row(504, "gateway_timeout", "The service did not answer in time."),
-            Self::TooManyResets => row(429, "too_many_resets", "Too many requests were abandoned.").closing(),
+            Self::TooManyResets => {
+                row(429, "too_many_resets", "Too many requests were abandoned.").closing().retry(1)
+            }
             Self::Internal => row(500, "internal", "Something went wrong.").closing(),
         }
     }
@@ -155,40 +211,33 @@ impl Rejection {
             Self::NoSigningKey => "no_signing_key",
             Self::StaleGeneration => "stale_generation",
             Self::NoBackend => "no_backend",
+            Self::HeldTooLong => "held_too_long",
+            Self::RateLimited => "rate_limited",
+            Self::TooManyConcurrent => "too_many_concurrent",
+            Self::Overloaded => "overloaded",
             Self::NoRoute => "no_route",
             other => other.row().code,
         }
     }
 
-    /// The body and its media type. Its length depends on the refusal only.
-    pub fn body(self, request_id: &str, html: bool) -> (&'static str, String) {
+    /// The body as `application/problem+json`. Its length depends on the refusal only.
+    pub fn problem(self, request_id: &str) -> String {
         let Row { status, code, title, .. } = self.row();
-        if html {
-            let page = format!(
-                "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-                 content=\"width=device-width,initial-scale=1\"><title>{status}</title><style>body{{font:16px/1.5 \
-                 system-ui,sans-serif;margin:20vh auto;max-width:30em;padding:0 1em;color:#223}}h1{{font-size:1.4em}}\
-                 small{{color:#667}}</style></head><body><h1>{title}</h1><p><small>{status} · {code} · \
-                 {request_id}</small></p></body></html>\n"
-            );
-            return ("text/html; charset=utf-8", page);
-        }
-        let json = format!(
+        format!(
             "{{\"type\":\"about:blank#{code}\",\"title\":\"{title}\",\"status\":{status},\"code\":\"{code}\",\
              \"request_id\":\"{request_id}\"}}\n"
-        );
-        ("application/problem+json", json)
+        )
     }
 
     /// The whole response as HTTP/1.1 bytes, for a head that never became a request. The connection ends with it.
     pub fn wire(self, request_id: &str) -> Vec<u8> {
         let Row { status, retry_after, .. } = self.row();
-        let (media, body) = self.body(request_id, false);
+        let body = self.problem(request_id);
         let reason =
             http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
         let retry = retry_after.map_or_else(String::new, |s| format!("Retry-After: {s}\r\n"));
         format!(
-            "HTTP/1.1 {status} {reason}\r\nContent-Type: {media}\r\nContent-Length: {}\r\nX-Request-ID: \
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: {PROBLEM}\r\nContent-Length: {}\r\nX-Request-ID: \
              {request_id}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{retry}Connection: close\r\n\r\n{body}",
             body.len()
         )
@@ -199,22 +248,25 @@ impl Rejection {
     ///
     /// # Errors
     /// When the client is gone.
-    pub async fn answer(
-        self,
-        session: &mut ServerSession,
-        request_id: &str,
-        promises: &Promises,
-        is_tls: bool,
-    ) -> Result<()> {
-        let Row { status, close, retry_after, .. } = self.row();
-        let (media, body) = self.body(request_id, prefers_html(session));
-        let mut head = ResponseHeader::build(status, Some(8))?;
-        head.insert_header(header::CONTENT_TYPE, media)?;
+    pub async fn answer(self, session: &mut ServerSession, reply: &Reply<'_>) -> Result<()> {
+        let row = self.row();
+        let Row { status, close, retry_after, .. } = row;
+        let mut head = ResponseHeader::build(status, Some(10))?;
+        let body = if prefers_html(session) {
+            let page = crate::page::render(row, reply.request_id, reply.branding);
+            head.insert_header(header::CONTENT_TYPE, "text/html; charset=utf-8")?;
+            head.insert_header(header::CONTENT_SECURITY_POLICY, page.policy)?;
+            head.insert_header(header::REFERRER_POLICY, "no-referrer")?;
+            page.html
+        } else {
+            head.insert_header(header::CONTENT_TYPE, PROBLEM)?;
+            self.problem(reply.request_id)
+        };
         head.insert_header(header::CONTENT_LENGTH, body.len().to_string())?;
-        head.insert_header("X-Request-ID", request_id)?;
+        head.insert_header("X-Request-ID", reply.request_id)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
-        promises.set(&mut head, is_tls)?;
-        if let Some(seconds) = retry_after {
+        reply.promises.set(&mut head, reply.is_tls)?;
+        if let Some(seconds) = reply.retry_after.filter(|_| retry_after.is_some()).or(retry_after) {
             head.insert_header(header::RETRY_AFTER, seconds.to_string())?;
         }
         if close {
@@ -250,14 +302,13 @@ mod tests {
         let id = "00000000-0000-4000-8000-000000000000";
         for r in Rejection::ALL {
             let row = r.row();
-            let (media, json) = r.body(id, false);
-            assert_eq!(media, "application/problem+json");
+            let json = r.problem(id);
             let parsed: serde_json::Value = serde_json::from_str(&json).expect("JSON");
             assert_eq!(parsed["status"], row.status, "{r:?}");
             assert_eq!(parsed["code"], row.code);
             assert_eq!(parsed["request_id"], id);
-            assert!(r.body(id, true).1.contains(row.title));
-            assert_eq!(row.status == 503, row.retry_after.is_some(), "{r:?}");
+            assert!(crate::page::render(row, id, None).html.contains(row.title));
+            assert_eq!(matches!(row.status, 429 | 503), row.retry_after.is_some(), "{r:?}");
             // What cannot be read, or was not read to its end, ends the connection.
             assert!(row.close || !matches!(row.status, 400 | 405 | 408 | 413 | 414 | 431), "{r:?}");
             let wire = String::from_utf8(r.wire(id)).expect("ASCII");

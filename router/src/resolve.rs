@@ -11,6 +11,7 @@ use gmah_shared::tenant::{Generation, TenantId, TenantSlug};
 use gmah_shared::token::{MAX_LIFE_SECONDS, Signer, now_seconds};
 use http::HeaderValue;
 
+use crate::limits::{Limiter, Limiters};
 use crate::metrics::{Metrics, TenantSeries};
 use crate::reject::Rejection;
 
@@ -32,6 +33,9 @@ pub struct Route {
     /// The tokens for its own host, one per pool, minted when first needed and reused for a fraction of their life.
     minted: ArcSwapOption<Vec<Arc<Minted>>>,
     series: OnceLock<Arc<TenantSeries>>,
+    limiter: OnceLock<Arc<Limiter>>,
+    /// That of the record before, so that its counters live until this one's are asked for.
+    inherited: OnceLock<Arc<Limiter>>,
 }
 
 struct Minted {
@@ -52,6 +56,13 @@ impl Record for Route {
 
     fn revision(&self) -> i64 {
         self.tenant.revision
+    }
+
+    fn follows(&self, older: &Self) {
+        if let Some(limiter) = older.limiter.get().or_else(|| older.inherited.get()) {
+            // Set by whoever came first; they all hold the same counters.
+            let _ = self.inherited.set(limiter.clone());
+        }
     }
 }
 
@@ -74,6 +85,7 @@ pub struct Resolver {
     cache: Cache<Name, Route>,
     signer: Signer,
     metrics: Arc<Metrics>,
+    limiters: Limiters,
 }
 
 impl Resolver {
@@ -83,6 +95,7 @@ impl Resolver {
         cache: Cache<Name, Route>,
         signer: Signer,
         metrics: Arc<Metrics>,
+        limiters: Limiters,
     ) -> Self {
         Self {
             base: settings.base_domain.clone(),
@@ -91,6 +104,7 @@ impl Resolver {
             cache,
             signer,
             metrics,
+            limiters,
         }
     }
 
@@ -215,9 +229,23 @@ impl Resolver {
     }
 }
 
+impl Resolver {
+    /// The limiter of a tenant, resolved once.
+    pub fn limiter(&self, route: &Route) -> Arc<Limiter> {
+        route.limiter.get_or_init(|| self.limiters.of(route.tenant.id, route.policy.limits)).clone()
+    }
+}
+
 impl Route {
     fn new(EdgeTenant { tenant, policy }: EdgeTenant) -> Self {
-        Self { tenant, policy, minted: ArcSwapOption::empty(), series: OnceLock::new() }
+        Self {
+            tenant,
+            policy,
+            minted: ArcSwapOption::empty(),
+            series: OnceLock::new(),
+            limiter: OnceLock::new(),
+            inherited: OnceLock::new(),
+        }
     }
 }
 

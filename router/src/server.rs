@@ -31,6 +31,8 @@ use crate::certs::{CertificateError, Certificates};
 use crate::config::{Limits, Proxies, Router, RouterConfig};
 use crate::connection::Http;
 use crate::headers::Promises;
+use crate::limits::Limiters;
+use crate::limits::shared::Shared;
 use crate::listener::{self, Addresses, Gate, Kind};
 use crate::metrics::Metrics;
 use crate::proxy::{Edge, Proxy};
@@ -60,6 +62,9 @@ pub enum StartError {
     /// A pool of backends.
     #[error("router.pools: {0}")]
     Pools(String),
+    /// The counters that routers share.
+    #[error("router.shared_limits: {0}")]
+    SharedLimits(String),
     /// The resolver of names.
     #[error("{0}")]
     Dns(#[from] DnsError),
@@ -166,8 +171,13 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     let signer = Signer::new(keyring.clone());
     let pools = Pools::new(&config, &metrics.upstream_seconds).map_err(StartError::Pools)?;
     let dns = Dns::new(&settings.dns)?;
+    let shared = config.shared_limits.as_ref().and_then(|s| s.get_ref().address.as_ref()).map(|url| {
+        Shared::new(url, metrics.shared_limits.clone(), metrics.shared_limits_failures.clone()).map(Arc::new)
+    });
+    let shared = shared.transpose().map_err(StartError::SharedLimits)?;
+    let limiters = Limiters::new(config.limits.max_in_flight.get(), shared);
     let edge = Arc::new(Edge {
-        resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone()),
+        resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
         pools: ArcSwap::from_pointee(pools),
         metrics: metrics.clone(),
         limits: config.limits.clone(),
@@ -199,6 +209,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     tasks.spawn_forever("certificate-files", certificates.watch(*config.certificate_poll));
     edge.pools.load().watch(&dns, &tasks);
+    tasks.spawn_forever("shared-limits", limiters.publish());
     tasks.spawn_forever("keyring", keep_keys(store, keyring, reload));
 
     let (shutdown, shutdown_watch) = watch::channel(false);

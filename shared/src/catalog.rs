@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
-pub use policy::{Branding, Limits, Maintenance, Policy, PoolOverrides};
+pub use policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
 pub use store::{Store, StoreError};
 
 /// What the edge needs to know of a tenant. Small: a router keeps every one that it has seen.

@@ -375,7 +375,11 @@ impl ConfigFile {
         self.at(offset, key, message)
     }
 
-    fn secret(
+    /// A secret from a file or a variable; nothing where neither is named.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when both are named, or what is named is not there.
+    pub fn secret(
         &self,
         at: usize,
         key: &str,

@@ -4,6 +4,7 @@ pub(crate) mod dev;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod redis;
 pub(crate) mod roles;
 
 use std::time::Duration;

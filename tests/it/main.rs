@@ -16,6 +16,7 @@ mod faults;
 mod headers;
 mod hosts;
 mod isolation;
+mod limits;
 mod members;
 mod metrics;
 mod pools;

@@ -33,6 +33,10 @@ pub trait Record: Send + Sync + 'static {
     fn id(&self) -> TenantId;
     /// Grows with every change.
     fn revision(&self) -> i64;
+    /// This record takes the place of an older one of the same organisation: what should outlive it is taken over.
+    fn follows(&self, older: &Self) {
+        let _ = older;
+    }
 }
 
 /// Reads one key from the master. `None` says that there is no such thing.
@@ -321,6 +325,11 @@ where
             let (found, known) = (value.revision(), held.value.revision());
             tracing::error!(error = %StoreError::Regressed { found, known }, "catalog: not believed");
             return flight::Outcome::Failed;
+        }
+        if let Some(held) = self.positive.get(&key)
+            && held.value.id() == id
+        {
+            value.follows(&held.value);
         }
         let current = if overtaken {
             Arc::new(AtomicBool::new(false))

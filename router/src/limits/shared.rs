@@ -1,0 +1,237 @@
+//! Counters that several routers share, in Redis or Valkey.
+//!
+//! A rate is one bucket for all routers, kept by GCRA in one script; a router takes tokens from it in portions, so that
+//! most requests wait for nothing. Requests in flight are published by each router a few times a second. With Redis away
+//! each router counts by itself: nobody is refused for it, and the sum may be as many times the limit as there are
+//! routers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gmah_shared::tenant::TenantId;
+use governor::Quota;
+use prometheus::{IntCounter, IntGauge};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, RedisResult, Script};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::Tenant;
+
+/// A connection to what the routers share.
+pub struct Shared {
+    connection: tokio::sync::OnceCell<ConnectionManager>,
+    client: Client,
+    script: Script,
+    /// Of this router, for what it publishes.
+    router: String,
+    start: Instant,
+    /// Until when it is left alone after a failure, in milliseconds after `start`.
+    resting_until: AtomicU64,
+    connected: IntGauge,
+    failures: IntCounter,
+}
+
+/// What a tenant may still do before the next portion is fetched.
+pub struct Allowance {
+    shared: Arc<Shared>,
+    key: String,
+    /// Microseconds between two requests in the long run.
+    interval: u64,
+    burst: u32,
+    portion: u32,
+    state: Mutex<State>,
+    /// Held while a portion is fetched.
+    fetching: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    tokens: u32,
+    /// Tokens that are not used by then are worth nothing.
+    until: Instant,
+    /// No use asking before.
+    empty_until: Instant,
+}
+
+impl Shared {
+    /// Connects when first used.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn new(url: &SecretString, connected: IntGauge, failures: IntCounter) -> Result<Self, String> {
+        // The error of the library may hold the address, and that a password.
+        let client = Client::open(url.expose_secret()).map_err(|_| "not an address of Redis".to_owned())?;
+        Ok(Self {
+            connection: tokio::sync::OnceCell::new(),
+            client,
+            script: Script::new(include_str!("take.lua")),
+            router: uuid::Uuid::new_v4().simple().to_string(),
+            start: Instant::now(),
+            resting_until: AtomicU64::new(0),
+            connected,
+            failures,
+        })
+    }
+
+    async fn connection(&self) -> RedisResult<ConnectionManager> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(CONNECT_TIMEOUT))
+            .set_number_of_retries(0);
+        let make = || ConnectionManager::new_with_config(self.client.clone(), config);
+        self.connection.get_or_try_init(make).await.cloned()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_resting(&self) -> bool {
+        self.now() < self.resting_until.load(Ordering::Acquire)
+    }
+
+    /// Asks, for at most that long; nothing where there is no answer, and then it is left alone for a while.
+    async fn ask<T>(&self, patience: Duration, asked: impl Future<Output = RedisResult<T>>) -> Option<T> {
+        if self.is_resting() {
+            return None;
+        }
+        let failed = match tokio::time::timeout(patience, asked).await {
+            Ok(Ok(answer)) => {
+                self.connected.set(1);
+                return Some(answer);
+            }
+            // The kind only: the text may hold an address.
+            Ok(Err(e)) => format!("{:?}", e.kind()),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        self.failures.inc();
+        if self.connected.get() != 0 {
+            tracing::warn!(error = failed, "shared counters are away; this router counts by itself");
+        }
+        self.connected.set(0);
+        self.resting_until.store(self.now() + REST_MS, Ordering::Release);
+        None
+    }
+
+    /// Says how many requests these tenants have in flight here, and hears how many elsewhere.
+    pub async fn publish(&self, busy: &[Arc<Tenant>]) {
+        if busy.is_empty() {
+            return;
+        }
+        let expires = now_ms() + IN_FLIGHT_LIFE_MS;
+        let mut pipe = redis::pipe();
+        for tenant in busy {
+            let key = format!("gmah:inflight:{}", tenant.id());
+            let value = format!("{}:{expires}", tenant.in_flight());
+            pipe.hset(&key, &self.router, value).ignore();
+            pipe.pexpire(&key, IN_FLIGHT_LIFE_MS as i64).ignore();
+            pipe.hgetall(&key);
+        }
+        let asked = async {
+            let mut connection = self.connection().await?;
+            pipe.query_async::<Vec<Vec<(String, String)>>>(&mut connection).await
+        };
+        let answers = self.ask(CONNECT_TIMEOUT, asked).await;
+        for (n, tenant) in busy.iter().enumerate() {
+            let all = answers.as_ref().and_then(|a| a.get(n));
+            let others = |all: &Vec<(String, String)>| {
+                all.iter()
+                    .filter(|(router, _)| *router != self.router)
+                    .filter_map(|(_, v)| in_flight(v))
+                    .sum()
+            };
+            tenant.set_elsewhere(all.map_or(0, others));
+        }
+    }
+}
+
+/// What another router published, if it is not too old.
+fn in_flight(value: &str) -> Option<usize> {
+    let (count, expires) = value.split_once(':')?;
+    (expires.parse::<u64>().ok()? > now_ms()).then(|| count.parse().ok())?
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Allowance {
+    /// Nothing has been fetched yet.
+    pub fn new(shared: Arc<Shared>, tenant: TenantId, quota: Quota) -> Self {
+        let interval = u64::try_from(quota.replenish_interval().as_micros()).unwrap_or(u64::MAX).max(1);
+        let burst = quota.burst_size().get();
+        let a_second = 1_000_000 / interval;
+        let now = Instant::now();
+        Self {
+            shared,
+            // An id has one width, so no two tenants' keys are one.
+            key: format!("gmah:rate:{tenant}"),
+            interval,
+            burst,
+            // A twentieth of a second's worth: what one router has fetched and does not use is little.
+            portion: u32::try_from(a_second / 20).unwrap_or(u32::MAX).clamp(1, burst),
+            state: Mutex::new(State { tokens: 0, until: now, empty_until: now }),
+            fetching: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// One request. Nothing where the shared counters are away; otherwise how long to wait when it is one too many.
+    pub async fn take(&self) -> Option<Result<(), Duration>> {
+        if let Some(answer) = self.at_hand() {
+            return Some(answer);
+        }
+        if self.shared.is_resting() {
+            return None;
+        }
+        let Ok(_one) = tokio::time::timeout(PATIENCE, self.fetching.lock()).await else { return None };
+        // Whoever was first may have fetched enough for both.
+        if let Some(answer) = self.at_hand() {
+            return Some(answer);
+        }
+        let asked = async {
+            let mut connection = self.shared.connection().await?;
+            let mut call = self.shared.script.key(&self.key);
+            call.arg(self.interval).arg(self.burst).arg(self.portion);
+            call.invoke_async::<(u32, u64)>(&mut connection).await
+        };
+        let (granted, wait_ms) = self.shared.ask(PATIENCE, asked).await?;
+        let now = Instant::now();
+        let mut state = self.lock();
+        if granted == 0 {
+            // Never longer than a moment on one word: limits may change.
+            let wait = Duration::from_millis(wait_ms.max(1));
+            state.empty_until = now + wait.min(Duration::from_secs(1));
+            return Some(Err(wait));
+        }
+        *state = State { tokens: granted - 1, until: now + PORTION_LIFE, empty_until: now };
+        Some(Ok(()))
+    }
+
+    fn at_hand(&self) -> Option<Result<(), Duration>> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.tokens > 0 && now < state.until {
+            state.tokens -= 1;
+            return Some(Ok(()));
+        }
+        (now < state.empty_until).then(|| Err(state.empty_until - now))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a request waits for a portion.
+const PATIENCE: Duration = Duration::from_millis(50);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const PORTION_LIFE: Duration = Duration::from_secs(1);
+/// After a failure.
+const REST_MS: u64 = 1000;
+/// How often requests in flight are published.
+pub const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// For how many tenants at most, each time.
+pub const MAX_PUBLISHED: usize = 1000;
+const IN_FLIGHT_LIFE_MS: u64 = 2000;
