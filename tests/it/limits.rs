@@ -132,7 +132,7 @@ async fn routers_share_what_they_count_and_go_on_without() {
     // What was said last holds for a moment.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     let began = Instant::now();
-    let (sum, x, y, _) = both().await;
+    let (_, x, y, _) = both().await;
     assert!(x == 25 && (40..60).contains(&y), "a bucket each: {x} + {y}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(connected(&one).await, 0.0);
@@ -254,8 +254,6 @@ async fn read_only_and_hold() {
     // Held: two wait, the third is told to come again; when it is over, both go on, with their bodies.
     let hold = ["tenant", "maintenance", "paris", "hold", "--hold-seconds", "20", "--hold-requests", "2"];
     dev.cli_json(&hold).await;
-    let one_more =
-        || async { tokio::time::timeout(Duration::from_millis(300), client.get(&paris, "/x", &[])).await };
     tokio::time::sleep(Duration::from_secs(1)).await;
     origin.take();
     let waiting: Vec<_> = (0..2)
