@@ -4,6 +4,7 @@
 //! failed, each named.
 
 mod admin;
+mod domain;
 mod roles;
 mod server;
 mod tenant;
@@ -53,6 +54,9 @@ enum Command {
     /// PostgreSQL servers that hold organisations' databases.
     #[command(subcommand)]
     Server(server::ServerCommand),
+    /// Customers' own names.
+    #[command(subcommand)]
+    Domain(domain::DomainCommand),
     /// Administrators of the platform.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
@@ -99,6 +103,7 @@ impl Cli {
             Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
             Command::Tenant(command) => command.run(&file(config)?).await,
             Command::Server(command) => command.run(&file(config)?).await,
+            Command::Domain(command) => command.run(&file(config)?).await,
             Command::Admin(command) => command.run(&file(config)?).await,
         }
     }

@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use gmah_api::config::ApiConfig;
 use gmah_api::control::servers::NewServer;
@@ -52,6 +53,9 @@ pub(crate) struct DevArgs {
     /// Throws the data away first.
     #[arg(long)]
     reset: bool,
+    /// Appended to the configuration that is written: sections like [acme], [dns] or [router.limits].
+    #[arg(long, value_name = "FILE")]
+    extra_config: Option<PathBuf>,
     /// Folder with PostgreSQL's programs. Default: the newest found on this machine.
     #[arg(long, value_name = "DIR")]
     pg_bin: Option<PathBuf>,
@@ -103,7 +107,11 @@ async fn serve(
 ) -> anyhow::Result<()> {
     certificates::ensure(dir, base)?;
     dir.ensure_master_key()?;
-    dir.write_config(base, ports, cluster)?;
+    let extra = match &args.extra_config {
+        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        None => String::new(),
+    };
+    dir.write_config(base, ports, cluster, &extra)?;
     let file = ConfigFile::load(&dir.config())?;
     let settings = file.settings()?;
     cli::start_logging(&settings)?;

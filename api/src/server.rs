@@ -8,9 +8,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use futures::FutureExt as _;
-use gmah_shared::catalog::listen::{self, Listeners};
+use gmah_shared::catalog::listen::{self, Listeners, Topic};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, TenantDetail};
 use gmah_shared::config::{Listen, Settings};
+use gmah_shared::dns::Dns;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::tenant::TenantId;
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::password::Hasher;
 use crate::config::ApiConfig;
+use crate::control::domains;
 use crate::handlers::Cursors;
 use crate::metrics::Metrics;
 use crate::pool::Registry;
@@ -164,13 +166,24 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
     let listeners = Listeners {
         // Pools need no notice: the next lease brings the row that is right, and without one they are reaped.
         caches: vec![Arc::new(app.catalog.clone()) as Arc<dyn Invalidate>],
-        on_keys: {
+        on_topic: {
             let reload = reload.clone();
-            Box::new(move || reload.notify_one())
+            Box::new(move |topic| {
+                if topic == Topic::Keys {
+                    reload.notify_one();
+                }
+            })
         },
         connected: connected.clone(),
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
+    match Dns::new(&settings.dns) {
+        Ok(dns) => {
+            let checks = domains::check::run(settings.clone(), store.pool().clone(), dns);
+            tasks.spawn_forever("domain-checks", checks);
+        }
+        Err(e) => tracing::error!(error = %e, "customers' names are not checked by this node"),
+    }
     tasks.spawn_forever("pool-reaper", app.pools.clone().reap());
     let (app, store) = (app.clone(), store.clone());
     tasks.spawn_forever("keyring", async move {

@@ -1,40 +1,72 @@
-//! Step 2: the certificate, from files, exchanged while running.
+//! Step 2: the certificate for a ClientHello.
 //!
-//! The files are looked at every `router.certificate_poll`. What does not parse, or a key that is not the
-//! certificate's, leaves the old pair in place and says so; so a half-written file costs nothing. Session tickets
-//! outlive an exchange.
+//! The base domain's own comes from files and is exchanged while running; customers' come from the master, when a
+//! ClientHello first asks for them: memory, then the names that are known to have none, then one query, however many
+//! wait. With the master away those that are known go on being served. Nothing is ever ordered because somebody knocked.
+
+pub mod challenges;
+mod served;
+pub mod tickets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use gmah_shared::catalog::{Cache, Loader, Lookup, Record, Store, StoreError, StoredCertificate};
 use gmah_shared::hostname::Hostname;
+use gmah_shared::tenant::TenantId;
 use rustls::ServerConfig;
-use rustls::crypto::ring as provider;
 use rustls::server::ProducesTickets;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::ExposeSecret as _;
 
 use crate::metrics::Metrics;
+use challenges::Challenges;
 
-/// The certificate of the base domain.
+pub use served::{CertificateError, Served};
+
+/// All certificates.
 pub struct Certificates {
     files: Files,
     tickets: Arc<dyn ProducesTickets>,
-    current: ArcSwap<Served>,
+    current: ArcSwap<FromFiles>,
+    stored: Cache<Hostname, Stored>,
+    /// Proofs for the authority.
+    pub challenges: Arc<Challenges>,
     metrics: Arc<Metrics>,
 }
 
-/// What a connection is served with.
-pub struct Served {
-    /// For the handshake.
-    pub config: Arc<ServerConfig>,
-    /// DNS names of the certificate, in lower case.
-    pub names: Arc<[String]>,
+/// What a ClientHello gets.
+pub enum Choice {
+    /// A certificate.
+    Serve(Arc<Served>),
+    /// A proof for the authority, and nothing after it.
+    Prove(Arc<ServerConfig>),
+    /// The alert `unrecognized_name`.
+    Refuse,
+}
+
+struct FromFiles {
+    served: Arc<Served>,
     /// When the files were last changed, as they were read.
     stamp: Stamp,
+}
+
+/// A customer's certificate, in the cache.
+pub struct Stored {
+    organization: TenantId,
+    revision: i64,
+    served: Arc<Served>,
+}
+
+impl Record for Stored {
+    fn id(&self) -> TenantId {
+        self.organization
+    }
+
+    fn revision(&self) -> i64 {
+        self.revision
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -45,42 +77,56 @@ struct Files {
 
 type Stamp = [Option<(SystemTime, u64)>; 2];
 
-/// Why a pair of files is not served.
-#[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
-    /// A file cannot be read, or is no PEM of the right kind.
-    #[error("{}: {message}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        message: String,
-    },
-    /// The pair cannot be used.
-    #[error("certificate and key: {0}")]
-    Pair(#[from] rustls::Error),
-    /// The certificate has no DNS name.
-    #[error("the certificate has no DNS name")]
-    NoNames,
-}
-
 impl Certificates {
     /// Reads both files.
     ///
     /// # Errors
     /// [`CertificateError`]; at the start there is no old pair to go on with.
-    pub fn load(certificate: &Path, key: &Path, metrics: Arc<Metrics>) -> Result<Self, CertificateError> {
+    pub fn load(
+        certificate: &Path,
+        key: &Path,
+        tickets: Arc<dyn ProducesTickets>,
+        stored: Cache<Hostname, Stored>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, CertificateError> {
         let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
-        let tickets = provider::Ticketer::new()?;
-        let served = files.read(&tickets)?;
-        Ok(Self { files, tickets, current: ArcSwap::from_pointee(served), metrics })
+        let current = ArcSwap::from_pointee(files.read(&tickets)?);
+        Ok(Self { files, tickets, current, stored, challenges: Arc::default(), metrics })
     }
 
-    /// What to serve for an SNI, if the certificate covers it. A connection without SNI gets nothing.
-    pub fn for_sni(&self, sni: Option<&str>) -> Option<Arc<Served>> {
-        let host = Hostname::parse(sni?).ok()?;
-        let served = self.current.load();
-        served.names.iter().any(|n| host.is_covered_by(n)).then(|| served.clone())
+    /// Reads one name's certificate from the master: one indexed query.
+    pub fn loader(store: Store, tickets: Arc<dyn ProducesTickets>) -> Loader<Hostname, Stored> {
+        Box::new(move |host| {
+            let (asked, tickets, host) = (store.certificate(host.clone()), tickets.clone(), host.clone());
+            Box::pin(async move {
+                let Some(StoredCertificate { organization, revision, chain_pem, key_pem }) = asked.await?
+                else {
+                    return Ok(None);
+                };
+                let served =
+                    Served::from_pem(chain_pem.as_bytes(), key_pem.expose_secret().as_bytes(), tickets)
+                        .map_err(|e| StoreError::Row(format!("certificate of {host}: {e}")))?;
+                Ok(Some(Stored { organization, revision, served: Arc::new(served) }))
+            })
+        })
+    }
+
+    /// What a ClientHello gets. One without SNI gets nothing.
+    pub async fn choose(&self, sni: Option<&str>, is_proof: bool) -> Choice {
+        let Some(host) = sni.and_then(|sni| Hostname::parse(sni).ok()) else { return Choice::Refuse };
+        if is_proof {
+            return self.challenges.certificate(&host).map_or(Choice::Refuse, Choice::Prove);
+        }
+        let files = self.current.load();
+        if files.served.covers(&host) {
+            return Choice::Serve(files.served.clone());
+        }
+        drop(files);
+        match self.stored.get(&host).await {
+            // What is in the master is checked like everything else: a certificate for other names is none.
+            Lookup::Found(stored) if stored.served.covers(&host) => Choice::Serve(stored.served.clone()),
+            Lookup::Found(_) | Lookup::Unknown | Lookup::Unavailable => Choice::Refuse,
+        }
     }
 
     /// Looks at the files for as long as the program runs.
@@ -94,7 +140,7 @@ impl Certificates {
             }
             match self.files.read(&self.tickets) {
                 Ok(served) => {
-                    tracing::info!(names = ?served.names, "certificate exchanged");
+                    tracing::info!(names = ?served.served.names, "certificate exchanged");
                     self.current.store(Arc::new(served));
                     self.metrics.certificate(true);
                     refused = None;
@@ -118,45 +164,14 @@ impl Files {
         })
     }
 
-    fn read(&self, tickets: &Arc<dyn ProducesTickets>) -> Result<Served, CertificateError> {
+    fn read(&self, tickets: &Arc<dyn ProducesTickets>) -> Result<FromFiles, CertificateError> {
         // Before the contents: a change in between is seen by the next look.
         let stamp = self.stamp();
-        let fault = |path: &Path, message: String| CertificateError::File { path: path.to_owned(), message };
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&self.certificate)
-            .and_then(Iterator::collect)
-            .map_err(|e| fault(&self.certificate, e.to_string()))?;
-        let leaf = chain.first().ok_or_else(|| fault(&self.certificate, "no certificate in it".into()))?;
-        let names = dns_names(leaf).map_err(|message| fault(&self.certificate, message))?;
-        if names.is_empty() {
-            return Err(CertificateError::NoNames);
-        }
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|e| fault(&self.key, e.to_string()))?;
-        let pair = CertifiedKey::new(chain, provider::sign::any_supported_type(&key)?);
-        pair.keys_match()?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = tickets.clone();
-        config.send_tls13_tickets = 1;
-        // 0-RTT data could be replayed (RFC 8470), so none is taken.
-        config.max_early_data_size = 0;
-        Ok(Served { config: Arc::new(config), names: names.into(), stamp })
+        let read = |path: &Path| {
+            std::fs::read(path)
+                .map_err(|e| CertificateError::File { path: path.to_owned(), message: e.to_string() })
+        };
+        let (chain, key) = (read(&self.certificate)?, zeroize::Zeroizing::new(read(&self.key)?));
+        Ok(FromFiles { served: Arc::new(Served::from_pem(&chain, &key, tickets.clone())?), stamp })
     }
-}
-
-/// The DNS names of a certificate's subjectAltName (RFC 5280, section 4.2.1.6); the common name is no host name.
-fn dns_names(leaf: &CertificateDer<'_>) -> Result<Vec<String>, String> {
-    use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
-    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| e.to_string())?;
-    let san = cert.subject_alternative_name().map_err(|e| e.to_string())?;
-    let names = san.map_or(&[][..], |s| &s.value.general_names[..]);
-    Ok(names
-        .iter()
-        .filter_map(|n| match n {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        })
-        .collect())
 }

@@ -3,7 +3,8 @@
 //! # Life of a request
 //!
 //! 1. [`listener`]: a socket is accepted within the caps, its ClientHello read within the deadline.
-//! 2. [`certs`]: the certificate for its SNI, or the alert `unrecognized_name`.
+//! 2. [`certs`]: the certificate for its SNI, from files or from the master, or the alert `unrecognized_name`.
+//!    [`acme`] sees to it in the background that there is one.
 //! 3. [`connection`]: HTTP/1.1 heads are read whole, within deadlines and bounds, and checked by [`head`] before the
 //!    framework sees them; HTTP/2 streams are accepted one by one.
 //! 4. [`authority`]: `Host`, `:authority` and the certificate become one
@@ -16,6 +17,7 @@
 //! [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
 //! far; [`reject`] is the table of everything that the edge answers by itself, [`page`] how that looks in a browser.
 
+pub mod acme;
 pub mod authority;
 pub mod certs;
 pub mod config;

@@ -20,7 +20,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::certs::{Certificates, Served};
+use crate::certs::challenges::ACME_TLS;
+use crate::certs::{Certificates, Choice, Served};
 use crate::config::{Limits, Proxies};
 use crate::connection::{self, Http};
 use crate::ctx::ConnectionInfo;
@@ -160,6 +161,7 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, http: Arc<H>)
             let stream = match handshake.await {
                 Ok(Ok(Some(stream))) => stream,
                 Ok(Ok(None)) => return gate.metrics.handshake(Handshake::UnknownName),
+                Ok(Err(HandshakeError::Proof)) => return gate.metrics.handshake(Handshake::Proof),
                 Ok(Err(e)) => {
                     tracing::debug!(error = %e, "handshake failed");
                     return gate.metrics.handshake(Handshake::Failed);
@@ -184,12 +186,23 @@ async fn tls(
     gate: &Gate,
     end: &CancellationToken,
 ) -> Result<Option<TlsStream>, HandshakeError> {
-    let sni = read_hello(&mut socket).await?;
-    let Some(served) = gate.certificates.for_sni(sni.as_deref()) else {
-        // rustls would say access_denied; the client is owed unrecognized_name (RFC 6066, section 3).
-        socket.stream.write_all(&UNRECOGNIZED_NAME).await?;
-        socket.stream.shutdown().await?;
-        return Ok(None);
+    let hello = read_hello(&mut socket).await?;
+    let served = match gate.certificates.choose(hello.sni.as_deref(), hello.is_proof).await {
+        Choice::Serve(served) => served,
+        Choice::Prove(config) => {
+            // The handshake is the proof; there is never HTTP after it (RFC 8737, section 3).
+            let acceptor = Acceptor::from_server_config(config);
+            let stream = prepared(socket, None, end);
+            let shaken = acceptor.tls_handshake(stream).await.map_err(|e| HandshakeError::Tls(e.to_string()));
+            let _ = shaken?.shutdown().await;
+            return Err(HandshakeError::Proof);
+        }
+        Choice::Refuse => {
+            // rustls would say access_denied; the client is owed unrecognized_name (RFC 6066, section 3).
+            socket.stream.write_all(&UNRECOGNIZED_NAME).await?;
+            socket.stream.shutdown().await?;
+            return Ok(None);
+        }
     };
     let stream = prepared(socket, Some(&served), end);
     let acceptor = Acceptor::from_server_config(served.config.clone());
@@ -204,6 +217,15 @@ enum HandshakeError {
     Hello(#[from] rustls::Error),
     #[error("{0}")]
     Tls(String),
+    #[error("the certificate authority was shown a proof")]
+    Proof,
+}
+
+/// What a ClientHello says.
+struct Hello {
+    sni: Option<String>,
+    /// The certificate authority comes for a proof: it offers that protocol and no other.
+    is_proof: bool,
 }
 
 /// Connections that are still taken after the stop: as many as the kernel may have held.
@@ -214,7 +236,7 @@ const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
 const MAX_HELLO: usize = 64 * 1024;
 
 /// Reads the ClientHello for its SNI; its bytes stay, to be read again by the handshake.
-async fn read_hello(socket: &mut Accepted) -> Result<Option<String>, HandshakeError> {
+async fn read_hello(socket: &mut Accepted) -> Result<Hello, HandshakeError> {
     let mut reader = HelloReader::default();
     let bytes = &mut socket.read;
     bytes.reserve(2048);
@@ -233,7 +255,13 @@ async fn read_hello(socket: &mut Accepted) -> Result<Option<String>, HandshakeEr
         }
         used = bytes.len();
         match reader.accept() {
-            Ok(Some(accepted)) => return Ok(accepted.client_hello().server_name().map(str::to_owned)),
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let sni = hello.server_name().map(str::to_owned);
+                let is_proof =
+                    hello.alpn().is_some_and(|mut p| p.next() == Some(ACME_TLS) && p.next().is_none());
+                return Ok(Hello { sni, is_proof });
+            }
             Ok(None) => {}
             Err((error, mut alert)) => {
                 let mut out = Vec::new();

@@ -37,6 +37,32 @@ pub struct Metrics {
     handshakes: IntCounterVec,
     refused_connections: IntCounterVec,
     certificate_reloads: IntCounterVec,
+    orders: IntCounterVec,
+    /// New certificates that the listener did not serve, and that were taken back. Somebody must look.
+    pub certificate_probe_failures: IntCounter,
+}
+
+/// What came of an order for a certificate.
+#[derive(Debug, Clone, Copy)]
+pub enum OrderResult {
+    /// Installed and served.
+    Done,
+    /// Refused, or not in time.
+    Failed,
+    /// The account's orders of this hour are used up, or the authority asked for a pause.
+    Paused,
+}
+
+impl OrderResult {
+    const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::Paused];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Paused => "paused",
+        }
+    }
 }
 
 /// What came of a TLS handshake.
@@ -44,6 +70,8 @@ pub struct Metrics {
 pub enum Handshake {
     /// Done.
     Done,
+    /// A proof for the certificate authority.
+    Proof,
     /// SNI absent or unknown.
     UnknownName,
     /// Not in time.
@@ -82,6 +110,7 @@ impl Handshake {
     const fn label(self) -> &'static str {
         match self {
             Self::Done => "done",
+            Self::Proof => "proof",
             Self::UnknownName => "unknown_name",
             Self::Timeout => "timeout",
             Self::Failed => "failed",
@@ -139,6 +168,11 @@ impl Metrics {
                 "Connections closed at once, by reason.",
                 "reason",
             )?,
+            orders: counters("gmah_router_certificate_orders_total", "Orders by result.", "result")?,
+            certificate_probe_failures: IntCounter::new(
+                "gmah_router_certificate_probe_failures_total",
+                "New certificates that were not served, and were taken back.",
+            )?,
             certificate_reloads: counters(
                 "gmah_router_certificate_reloads_total",
                 "Changed certificate files by result.",
@@ -160,13 +194,20 @@ impl Metrics {
             &metrics.handshakes,
             &metrics.refused_connections,
             &metrics.certificate_reloads,
+            &metrics.orders,
         ] {
             r.register(Box::new(vec.clone()))?;
+        }
+        r.register(Box::new(metrics.certificate_probe_failures.clone()))?;
+        for result in OrderResult::ALL {
+            metrics.orders.with_label_values(&[result.label()]);
         }
         for rejection in Rejection::ALL {
             metrics.rejections.with_label_values(&[rejection.label()]);
         }
-        for result in [Handshake::Done, Handshake::UnknownName, Handshake::Timeout, Handshake::Failed] {
+        for result in
+            [Handshake::Done, Handshake::Proof, Handshake::UnknownName, Handshake::Timeout, Handshake::Failed]
+        {
             metrics.handshakes.with_label_values(&[result.label()]);
         }
         for reason in Refused::ALL {
@@ -191,6 +232,11 @@ impl Metrics {
     /// Counts a connection that was closed at once.
     pub fn refused_connection(&self, reason: Refused) {
         self.refused_connections.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// Counts an order for a certificate.
+    pub fn order(&self, result: OrderResult) {
+        self.orders.with_label_values(&[result.label()]).inc();
     }
 
     /// Counts a changed certificate.

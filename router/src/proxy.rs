@@ -21,6 +21,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority;
+use crate::certs::challenges::{self, Challenges};
 use crate::config::{Limits, Proxies};
 use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
 use crate::headers::{self, Promises};
@@ -39,6 +40,8 @@ pub struct Edge {
     pub pools: ArcSwap<Pools>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Proofs for the certificate authority.
+    pub challenges: Arc<Challenges>,
     /// Bounds of clients.
     pub limits: Limits,
     /// Who may say whose request it is.
@@ -72,6 +75,14 @@ impl Edge {
             authority::covered(&host, names)?;
         }
         let target = std::str::from_utf8(request.raw_path()).map_err(|_| Rejection::Malformed)?;
+        if !ctx.is_tls && target.starts_with(challenges::PATH) {
+            // Whoever the name will belong to: the authority asks before anybody is served under it.
+            return self
+                .challenges
+                .answer(&host, target)
+                .map(Admitted::Proof)
+                .ok_or(Rejection::UnknownHost.into());
+        }
         if !ctx.is_tls && self.resolver.is_neutral(&host) {
             return Ok(Admitted::Redirect(host));
         }
@@ -171,6 +182,20 @@ impl Edge {
         head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
         self.promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
+    }
+
+    /// What the certificate authority came for (RFC 8555, section 8.3).
+    async fn prove(&self, session: &mut ServerSession, text: String, ctx: &RequestCtx) -> Result<()> {
+        let mut head = ResponseHeader::build(200, Some(5))?;
+        head.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+        head.insert_header(header::CONTENT_LENGTH, text.len().to_string())?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        self.promises.set(&mut head, ctx.is_tls)?;
+        session.write_response_header(Box::new(head)).await?;
+        let bodyless = session.req_header().method == http::Method::HEAD;
+        let body = if bodyless { Bytes::new() } else { Bytes::from(text) };
+        session.write_response_body(body, true).await
     }
 
     /// Whose request it is, which a configured proxy may say.
@@ -274,6 +299,7 @@ enum Admitted {
     Forward,
     Redirect(Hostname),
     Bypass { secret: String, target: String },
+    Proof(String),
 }
 
 /// What the listener knows of the connection.
@@ -311,6 +337,7 @@ impl ProxyHttp for Proxy {
             Ok(Admitted::Bypass { secret, target }) => {
                 self.0.bypass(session, &secret, &target, ctx).await.map(|()| true)
             }
+            Ok(Admitted::Proof(text)) => self.0.prove(session, text, ctx).await.map(|()| true),
             Err(refusal) => self.0.refuse(session, ctx, refusal).await.map(|()| true),
         }
     }

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gmah_shared::catalog::listen::{self, Listeners};
-use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store};
-use gmah_shared::config::{Listen, Settings};
+use gmah_shared::catalog::listen::{self, Listeners, Topic};
+use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store, StoreError};
+use gmah_shared::config::{CatalogSettings, HumanDuration, Listen, Settings, Within};
 use gmah_shared::dns::{Dns, DnsError};
 use gmah_shared::pg;
+use gmah_shared::secret::MasterKey;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::token::{Keyring, Signer};
 use pingora_core::apps::HttpServerApp;
@@ -26,7 +27,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::acme::Acme;
 use crate::admin::Admin;
+use crate::certs::challenges::Challenges;
+use crate::certs::tickets::Tickets;
 use crate::certs::{CertificateError, Certificates};
 use crate::config::{Limits, Proxies, Router, RouterConfig};
 use crate::connection::Http;
@@ -65,6 +69,9 @@ pub enum StartError {
     /// The counters that routers share.
     #[error("router.shared_limits: {0}")]
     SharedLimits(String),
+    /// The certificate authority.
+    #[error("{0}")]
+    Acme(String),
     /// The resolver of names.
     #[error("{0}")]
     Dns(#[from] DnsError),
@@ -156,9 +163,6 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     let http = bind("router.http", config.http)?;
     let admin = bind("router.admin", config.admin)?;
     let metrics = Metrics::new(settings.metrics_max_tenants)?;
-    let certificates =
-        Arc::new(Certificates::load(&config.certificate_file, &config.key_file, metrics.clone())?);
-
     let pool = pg::pool(&settings.master, "gmah router catalog")?;
     let store = Store::new(pool, settings.master_key.clone(), *settings.catalog.load_timeout);
     let cache = Cache::new(
@@ -166,6 +170,25 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         Resolver::loader(store.clone()),
         CacheMetrics::register(&metrics.registry, "hosts")?,
     );
+    let tickets = Tickets::new();
+    let stored = CatalogSettings {
+        max_entries: Within::new(MAX_CERTIFICATES),
+        // A certificate that is known goes on being served while the master is away.
+        max_stale: HumanDuration::from_secs(30 * 86_400),
+        ..settings.catalog.clone()
+    };
+    let stored = Cache::new(
+        stored,
+        Certificates::loader(store.clone(), tickets.clone()),
+        CacheMetrics::register(&metrics.registry, "certificates")?,
+    );
+    let certificates = Arc::new(Certificates::load(
+        &config.certificate_file,
+        &config.key_file,
+        tickets.clone(),
+        stored.clone(),
+        metrics.clone(),
+    )?);
     let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
     let signer = Signer::new(keyring.clone());
@@ -180,6 +203,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
         pools: ArcSwap::from_pointee(pools),
         metrics: metrics.clone(),
+        challenges: certificates.challenges.clone(),
         limits: config.limits.clone(),
         proxies: config.proxies.clone(),
         promises: Arc::new(Promises::new(*config.hsts_max_age)),
@@ -197,20 +221,31 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     let tasks = Tasks::new();
     let connected = Arc::new(AtomicBool::new(false));
     let draining = Arc::new(AtomicBool::new(false));
-    let reload = Arc::new(Notify::new());
+    let topics = Topics::default();
     let listeners = Listeners {
-        caches: vec![Arc::new(cache) as Arc<dyn Invalidate>],
-        on_keys: {
-            let reload = reload.clone();
-            Box::new(move || reload.notify_one())
-        },
+        caches: vec![Arc::new(cache) as Arc<dyn Invalidate>, Arc::new(stored)],
+        on_topic: topics.listener(),
         connected: connected.clone(),
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
-    tasks.spawn_forever("certificate-files", certificates.watch(*config.certificate_poll));
+    tasks.spawn_forever("certificate-files", certificates.clone().watch(*config.certificate_poll));
     edge.pools.load().watch(&dns, &tasks);
     tasks.spawn_forever("shared-limits", limiters.publish());
-    tasks.spawn_forever("keyring", keep_keys(store, keyring, reload));
+    tasks.spawn_forever("keyring", keep_keys(store.clone(), keyring, topics.keys));
+    tasks.spawn_forever(
+        "ticket-secrets",
+        keep_tickets(store.clone(), tickets, settings.master_key.clone(), topics.tickets),
+    );
+    tasks.spawn_forever(
+        "challenges",
+        keep_challenges(store.clone(), certificates.challenges.clone(), topics.challenges),
+    );
+    if let Some(acme) = &settings.acme {
+        let listener = (https.address, config.proxies.clone());
+        let acme = Acme::new(settings, acme, store, dns, metrics.clone(), listener, topics.orders)
+            .map_err(StartError::Acme)?;
+        tasks.spawn_forever("certificate-orders", acme.run());
+    }
 
     let (shutdown, shutdown_watch) = watch::channel(false);
     let workers = match config.workers.get() {
@@ -348,6 +383,84 @@ async fn keep_keys(
     }
 }
 
+/// Whom a notice wakes.
+#[derive(Default)]
+struct Topics {
+    keys: Arc<Notify>,
+    tickets: Arc<Notify>,
+    challenges: Arc<Notify>,
+    orders: Arc<Notify>,
+}
+
+impl Topics {
+    fn listener(&self) -> Box<dyn Fn(Topic) + Send + Sync> {
+        let (keys, tickets) = (self.keys.clone(), self.tickets.clone());
+        let (challenges, orders) = (self.challenges.clone(), self.orders.clone());
+        Box::new(move |topic| match topic {
+            Topic::Keys => {
+                keys.notify_one();
+                tickets.notify_one();
+            }
+            Topic::Challenges => challenges.notify_one(),
+            Topic::Orders => orders.notify_one(),
+        })
+    }
+}
+
+/// Reads the secrets of session tickets, and makes a new one when the newest is half a day old.
+async fn keep_tickets(
+    store: Store,
+    tickets: Arc<Tickets>,
+    key: MasterKey,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        let kept = async {
+            make_ticket_secret(&store, &key).await?;
+            store.ticket_secrets().await
+        };
+        match kept.await {
+            Ok(secrets) => tickets.exchange(&secrets),
+            Err(e) => tracing::debug!(error = %e, "secrets of session tickets not read"),
+        }
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+    }
+}
+
+async fn make_ticket_secret(store: &Store, key: &MasterKey) -> Result<(), StoreError> {
+    let sealed = key.seal("ticket_secrets", &rand::random::<[u8; 32]>())?;
+    let client = store.pool().get().await.map_err(StoreError::Pool)?;
+    // Two routers at once may both make one: all of them are read, so nothing is lost.
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&sealed];
+    let made = client.execute(
+        "with old as (delete from ticket_secrets where created_at < now() - interval '2 days')
+         insert into ticket_secrets (secret) select $1
+         where not exists (select 1 from ticket_secrets where created_at > now() - interval '12 hours')",
+        &params,
+    );
+    let made = tokio::time::timeout(Duration::from_secs(5), made).await.map_err(|_| StoreError::Timeout)?;
+    made.map(drop).map_err(StoreError::Query)
+}
+
+/// Reads the proofs for the certificate authority at a notice, and now and then.
+async fn keep_challenges(
+    store: Store,
+    challenges: Arc<Challenges>,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        match store.challenges().await {
+            Ok(proofs) => challenges.exchange(proofs),
+            Err(e) => tracing::debug!(error = %e, "proofs for the certificate authority not read"),
+        }
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+    }
+}
+
+/// Customers' certificates in memory at most.
+const MAX_CERTIFICATES: usize = 20_000;
 const KEYS_EVERY: Duration = Duration::from_secs(20);
 const KEYS_RETRY: Duration = Duration::from_millis(250);
 

@@ -6,6 +6,7 @@
 //!
 //! The sections `router` and `api` belong to those crates, which parse them through [`ConfigFile::parse`].
 
+mod domains;
 mod types;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use crate::hostname::Hostname;
 use crate::secret::{MasterKey, SecretError};
 use crate::telemetry::LogFormat;
 
+pub use domains::{AcmeSettings, Challenge, DnsSettings, DomainSettings};
 pub use types::{HumanDuration, Within};
 
 /// Sections and keys that the top level of the file may have.
@@ -35,6 +37,8 @@ const TOP_LEVEL: &[&str] = &[
     "catalog",
     "metrics",
     "dns",
+    "domains",
+    "acme",
     "router",
     "api",
     "pool",
@@ -95,6 +99,12 @@ pub struct Settings {
     pub catalog: CatalogSettings,
     /// Who is asked for names.
     pub dns: DnsSettings,
+    /// Customers' own names.
+    pub domains: DomainSettings,
+    /// Customers point their names below this one.
+    pub target_base: Hostname,
+    /// Where certificates for them come from.
+    pub acme: Option<AcmeSettings>,
     /// How many tenants get series of their own; the rest are counted under `_other`.
     pub metrics_max_tenants: usize,
 }
@@ -173,22 +183,6 @@ impl Default for CatalogSettings {
     }
 }
 
-/// `[dns]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DnsSettings {
-    /// Recursive servers, as `ADDRESS:PORT`. Default: those of the system.
-    pub servers: Vec<SocketAddr>,
-    /// Until a server answers; two attempts are made. Default 2 s.
-    pub timeout: HumanDuration,
-}
-
-impl Default for DnsSettings {
-    fn default() -> Self {
-        Self { servers: Vec::new(), timeout: HumanDuration::from_secs(2) }
-    }
-}
-
 #[derive(Deserialize)]
 struct RawSettings {
     base_domain: Hostname,
@@ -208,6 +202,9 @@ struct RawSettings {
     metrics: RawMetrics,
     #[serde(default)]
     dns: DnsSettings,
+    #[serde(default)]
+    domains: DomainSettings,
+    acme: Option<toml::Spanned<AcmeSettings>>,
 }
 
 #[derive(Deserialize)]
@@ -311,7 +308,15 @@ impl ConfigFile {
             .ok_or_else(|| self.at(secrets_at, "secrets", "master_key_file or master_key_env is required"))?;
         let master_key = MasterKey::parse(&key_text)
             .map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
+        let acme = raw.acme.map(|acme| self.acme(acme)).transpose()?;
+        let target_base = match &raw.domains.target_base {
+            Some(base) => base.clone(),
+            None => under_base("edge")?,
+        };
         Ok(Settings {
+            domains: raw.domains,
+            target_base,
+            acme,
             neutral_hosts: match raw.neutral_hosts {
                 Some(hosts) => hosts,
                 None => vec![under_base("app")?],
@@ -343,6 +348,26 @@ impl ConfigFile {
             dns: raw.dns,
             metrics_max_tenants: raw.metrics.max_tenants.get(),
         })
+    }
+
+    fn acme(&self, spanned: toml::Spanned<AcmeSettings>) -> Result<AcmeSettings, ConfigError> {
+        let at = spanned.span().start;
+        let mut acme = spanned.into_inner();
+        if !acme.directory.starts_with("https://") {
+            return Err(self.at_key("acme.directory", "an address that begins with https://"));
+        }
+        if let Some(bad) = acme.contact.iter().find(|c| !c.starts_with("mailto:")) {
+            return Err(self.at_key("acme.contact", &format!("{bad}: begins with mailto:")));
+        }
+        acme.ca_file = acme.ca_file.as_deref().map(|f| self.resolve(f));
+        acme.eab_key =
+            self.secret(at, "acme.eab_key", acme.eab_key_file.clone(), acme.eab_key_env.clone())?;
+        if acme.eab_kid.is_some() != acme.eab_key.is_some() {
+            return Err(
+                self.at_key("acme.eab_kid", "goes with eab_key_file or eab_key_env, and they with it")
+            );
+        }
+        Ok(acme)
     }
 
     /// A path of the configuration, relative to its file.

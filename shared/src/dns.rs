@@ -6,6 +6,7 @@ use std::time::Duration;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{RData, RecordType};
 
 use crate::config::DnsSettings;
 use crate::hostname::Hostname;
@@ -70,6 +71,49 @@ impl Dns {
         let found = self.within(self.resolver.lookup_ip(absolute(name))).await?;
         let addresses: Vec<IpAddr> = found.iter().take(MAX_RECORDS).collect();
         if addresses.is_empty() { Err(DnsError::NoRecords) } else { Ok(addresses) }
+    }
+
+    /// The texts of a name's TXT records, each joined from its pieces.
+    ///
+    /// # Errors
+    /// [`DnsError`].
+    pub async fn texts(&self, name: &str) -> Result<Vec<String>, DnsError> {
+        let found = self.within(self.resolver.lookup(format!("{name}."), RecordType::TXT)).await?;
+        let texts = found.answers().iter().take(MAX_RECORDS).filter_map(|record| match &record.data {
+            RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
+            _ => None,
+        });
+        Ok(texts.collect())
+    }
+
+    /// What a name is a CNAME to, without its final dot.
+    ///
+    /// # Errors
+    /// [`DnsError::NoRecords`] where it is none.
+    pub async fn alias(&self, name: &str) -> Result<String, DnsError> {
+        let found = self.within(self.resolver.lookup(format!("{name}."), RecordType::CNAME)).await?;
+        let alias = found.answers().iter().take(MAX_RECORDS).find_map(|record| match &record.data {
+            RData::CNAME(target) => Some(target.to_string().trim_end_matches('.').to_owned()),
+            _ => None,
+        });
+        alias.ok_or(DnsError::NoRecords)
+    }
+
+    /// Authorities that a name's CAA records allow (`issue`; RFC 8659, section 4.2). A record that allows none is an empty
+    /// text.
+    ///
+    /// # Errors
+    /// [`DnsError::NoRecords`] where nothing is said.
+    pub async fn issuers(&self, name: &str) -> Result<Vec<String>, DnsError> {
+        let found = self.within(self.resolver.lookup(format!("{name}."), RecordType::CAA)).await?;
+        let issuers = found.answers().iter().take(MAX_RECORDS).filter_map(|record| match &record.data {
+            RData::CAA(caa) if caa.tag.eq_ignore_ascii_case("issue") => {
+                let value = String::from_utf8_lossy(&caa.value).into_owned();
+                Some(value.split(';').next().unwrap_or("").trim().to_owned())
+            }
+            _ => None,
+        });
+        Ok(issuers.collect())
     }
 
     async fn within<T>(

@@ -7,6 +7,7 @@
 //! | [`token`] | the signed header between router and backends |
 //! | [`catalog`] | what a tenant is, read from the master database and cached |
 //! | [`dns`] | bounded questions to the DNS |
+//! | [`domain`] | whether a customer's name is theirs and leads here |
 //! | [`config`] | strict TOML, secrets, durations |
 //! | [`migrate`] | plain SQL migrations, for the master and for tenants |
 //! | [`pg`] | connections to PostgreSQL |
@@ -21,6 +22,7 @@
 pub mod catalog;
 pub mod config;
 pub mod dns;
+pub mod domain;
 pub mod hostname;
 pub mod migrate;
 pub mod pg;

@@ -297,5 +297,6 @@ pub const MASTER: MigrationSet = MigrationSet {
             sql: include_str!("../migrations/master/0002_platform.sql"),
         },
         Migration { version: 3, name: "edge", sql: include_str!("../migrations/master/0003_edge.sql") },
+        Migration { version: 4, name: "domains", sql: include_str!("../migrations/master/0004_domains.sql") },
     ],
 };

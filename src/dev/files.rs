@@ -132,6 +132,7 @@ impl DataDir {
         base: &Hostname,
         ports: Ports,
         cluster: &Cluster,
+        extra: &str,
     ) -> anyhow::Result<()> {
         let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
         let text = format!(
@@ -147,7 +148,7 @@ impl DataDir {
              certificate_file = {certificate}\nkey_file = {certificate_key}\n\
              \n[router.pools.api]\naddresses = [\"{api}\"]\n\
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
-             \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n",
+             \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\n{extra}",
             https = ports.https,
             pg_host = cluster.host(),
             pg_port = cluster.port(),

@@ -1,5 +1,6 @@
 //! What every test stands on.
 
+pub(crate) mod acme;
 pub(crate) mod dev;
 pub(crate) mod dns;
 pub(crate) mod http;

@@ -11,6 +11,7 @@ mod bounds;
 mod catalog;
 mod cli;
 mod dev;
+mod domains;
 mod drain;
 mod faults;
 mod headers;

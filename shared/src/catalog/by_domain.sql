@@ -6,4 +6,4 @@ select o.id, o.slug, o.status, o.generation, o.revision, o.name, o.limits, o.set
 from organization_domains d
 join organizations o on o.id = d.organization_id
 join plans p on p.key = o.plan
-where d.hostname = $1 and d.status = 'active' and o.status <> 'deleted'
+where d.hostname = $1 and d.status in ('active', 'moved') and o.status <> 'deleted'

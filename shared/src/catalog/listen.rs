@@ -32,10 +32,34 @@ const QUEUE: usize = 16_384;
 pub struct Listeners {
     /// Caches by organisation.
     pub caches: Vec<Arc<dyn Invalidate>>,
-    /// Called when the signing keys changed, and after every (re)connect.
-    pub on_keys: Box<dyn Fn() + Send + Sync>,
+    /// Called when something else than an organisation changed, and for each of them after every (re)connect.
+    pub on_topic: Box<dyn Fn(Topic) + Send + Sync>,
     /// Whether notices are coming in.
     pub connected: Arc<AtomicBool>,
+}
+
+/// What may change beside organisations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// Signing keys, or secrets of session tickets.
+    Keys,
+    /// Proofs for the certificate authority.
+    Challenges,
+    /// Names that need a certificate.
+    Orders,
+}
+
+impl Topic {
+    const ALL: [Self; 3] = [Self::Keys, Self::Challenges, Self::Orders];
+
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "keys" => Some(Self::Keys),
+            "challenges" => Some(Self::Challenges),
+            "orders" => Some(Self::Orders),
+            _ => None,
+        }
+    }
 }
 
 /// Listens for as long as the program runs.
@@ -87,7 +111,7 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
     tokio::time::timeout(ECHO_WITHIN, client.batch_execute("listen gmah_catalog")).await??;
     // From here on nothing is missed; what came before is confirmed anew.
     listeners.caches.iter().for_each(|c| c.invalidate_all());
-    (listeners.on_keys)();
+    Topic::ALL.into_iter().for_each(|t| (listeners.on_topic)(t));
     listeners.connected.store(true, Ordering::Release);
     tracing::info!("catalog: listening for changes");
 
@@ -118,8 +142,10 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
 }
 
 fn heard(text: &str, listeners: &Listeners) {
+    if let Some(topic) = Topic::parse(text) {
+        return (listeners.on_topic)(topic);
+    }
     match text {
-        "keys" => (listeners.on_keys)(),
         "*" => listeners.caches.iter().for_each(|c| c.invalidate_all()),
         // Another listener's probe.
         probe if probe.starts_with("probe ") => {}

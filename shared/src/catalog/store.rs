@@ -100,6 +100,59 @@ impl Store {
         async move { this.one(BY_DOMAIN, &[&host.as_str()], edge_tenant).await }.boxed()
     }
 
+    /// The newest certificate of a custom domain that is served, or is about to be.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`], and when its key does not open.
+    pub fn certificate(
+        &self,
+        host: Hostname,
+    ) -> BoxFuture<'static, Result<Option<StoredCertificate>, StoreError>> {
+        let this = self.clone();
+        async move {
+            let key = this.key.clone();
+            this.one(CERTIFICATE, &[&host.as_str()], move |row| {
+                let domain: uuid::Uuid = row.get("domain_id");
+                Ok(StoredCertificate {
+                    organization: TenantId::from_uuid(row.get("id")),
+                    revision: row.get("revision"),
+                    chain_pem: row.get("chain_pem"),
+                    key_pem: key.open_text(&format!("certificates/{domain}"), row.get("private_key"))?,
+                })
+            })
+            .await
+        }
+        .boxed()
+    }
+
+    /// Secrets that session tickets are derived from, the newest first.
+    ///
+    /// # Errors
+    /// As [`Store::detail`].
+    pub async fn ticket_secrets(&self) -> Result<Vec<zeroize::Zeroizing<Vec<u8>>>, StoreError> {
+        let rows = self.many(TICKET_SECRETS, &[]).await?;
+        rows.iter()
+            .map(|row| Ok(self.key.open("ticket_secrets", row.get("secret")).map(zeroize::Zeroizing::new)?))
+            .collect()
+    }
+
+    /// Proofs that the certificate authority may ask for right now.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`].
+    pub async fn challenges(&self) -> Result<Vec<Proof>, StoreError> {
+        let rows = self.many(CHALLENGES, &[]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| Proof {
+                hostname: row.get("hostname"),
+                token: row.get("token"),
+                kind: row.get("kind"),
+                key_authorization: row.get("key_authorization"),
+            })
+            .collect())
+    }
+
     /// Everything about a tenant, unless deleted.
     ///
     /// # Errors
@@ -265,15 +318,58 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     })
 }
 
+/// A certificate and its key, as they are kept.
+#[derive(Debug, Clone)]
+pub struct StoredCertificate {
+    /// Whose domain it is for.
+    pub organization: TenantId,
+    /// Of that organisation.
+    pub revision: i64,
+    /// The chain, leaf first.
+    pub chain_pem: String,
+    /// The key, opened.
+    pub key_pem: secrecy::SecretString,
+}
+
+/// What the certificate authority is shown (RFC 8555, section 8).
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// For which name.
+    pub hostname: String,
+    /// Which proof.
+    pub token: String,
+    /// `http-01` or `tls-alpn-01`.
+    pub kind: String,
+    /// What it says.
+    pub key_authorization: String,
+}
+
 /// Every statement, by name, for a test that prepares them and looks at their plans.
-pub const STATEMENTS: &[(&str, &str)] =
-    &[("by_slug", BY_SLUG), ("by_domain", BY_DOMAIN), ("detail", DETAIL), ("keys", KEYS)];
+pub const STATEMENTS: &[(&str, &str)] = &[
+    ("by_slug", BY_SLUG),
+    ("by_domain", BY_DOMAIN),
+    ("detail", DETAIL),
+    ("keys", KEYS),
+    ("certificate", CERTIFICATE),
+    ("ticket_secrets", TICKET_SECRETS),
+    ("challenges", CHALLENGES),
+];
 
 /// Indexes: organizations_slug, then the primary key of plans.
 const BY_SLUG: &str = include_str!("by_slug.sql");
 
 /// Indexes: organization_domains_held, then the primary keys of organizations and plans.
 const BY_DOMAIN: &str = include_str!("by_domain.sql");
+
+/// Indexes: organization_domains_held, then certificates_domain.
+const CERTIFICATE: &str = include_str!("certificate.sql");
+
+/// A handful of rows.
+const TICKET_SECRETS: &str = "select secret from ticket_secrets order by id desc limit 4";
+
+/// As many rows as there are orders under way.
+const CHALLENGES: &str = "select hostname, token, kind, key_authorization from acme_challenges
+    where expires_at > now() order by hostname, token limit 1000";
 
 /// Indexes: primary keys.
 const DETAIL: &str = include_str!("detail.sql");

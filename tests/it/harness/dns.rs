@@ -38,6 +38,18 @@ impl Dns {
         self.tell("add-a", json!({ "host": absolute(name), "addresses": addresses })).await;
     }
 
+    pub(crate) async fn set_text(&self, name: &str, value: &str) {
+        self.tell("set-txt", json!({ "host": absolute(name), "value": value })).await;
+    }
+
+    pub(crate) async fn clear_text(&self, name: &str) {
+        self.tell("clear-txt", json!({ "host": absolute(name) })).await;
+    }
+
+    pub(crate) async fn set_alias(&self, name: &str, target: &str) {
+        self.tell("set-cname", json!({ "host": absolute(name), "target": absolute(target) })).await;
+    }
+
     async fn tell(&self, what: &str, body: Value) {
         let mut stream = TcpStream::connect(self.management).await.expect("connect");
         let bytes = request("POST", "localhost", &format!("/{what}"), &[], Some(&body.to_string()));

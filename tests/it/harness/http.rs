@@ -65,6 +65,15 @@ impl Client {
         Self { https, tls: self.tls.clone() }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.https
+    }
+
+    /// The same router, another trust.
+    pub(crate) fn trusting(&self, tls: ClientConfig) -> Self {
+        Self { https: self.https, tls: Arc::new(tls) }
+    }
+
     pub(crate) async fn connect(&self, sni: &str) -> TlsStream<TcpStream> {
         self.try_connect(sni, &[]).await.expect("handshake")
     }

@@ -1,0 +1,274 @@
+//! Certificates for customers' names (RFC 8555): ordered once however many routers run, installed only when they work.
+//!
+//! ```text
+//! due ─► taken (lease, fence) ─► the DNS still says so ─► budget ─► order ─► proof ─► install ─► probe ─► active
+//!   ▲                                                                                    └─ taken back, alarm
+//!   └──────────────── back-off, or what Retry-After says ◄── anything else
+//! ```
+//!
+//! What is due stands in `certificate_orders`; a router takes one row at a time and raises its fence, so that whoever was
+//! thought dead and is not writes nothing any more. Nothing is due because somebody knocked: rows come from names that
+//! were proven.
+
+mod account;
+mod install;
+mod order;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use gmah_shared::catalog::Store;
+use gmah_shared::config::{AcmeSettings, Settings};
+use gmah_shared::dns::Dns;
+use gmah_shared::domain::{self, Claim};
+use gmah_shared::hostname::Hostname;
+use gmah_shared::tenant::TenantId;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::config::Proxies;
+use crate::metrics::{Metrics, OrderResult};
+use account::Authority;
+
+/// What orders certificates.
+pub struct Acme {
+    settings: Settings,
+    acme: AcmeSettings,
+    store: Store,
+    dns: Dns,
+    authority: Authority,
+    metrics: Arc<Metrics>,
+    /// Our own listener, where a new certificate must show.
+    probe: SocketAddr,
+    proxies: Proxies,
+    /// This router, as holder of leases.
+    me: Uuid,
+    wake: Arc<Notify>,
+}
+
+/// A name whose certificate is due, taken.
+pub(crate) struct Job {
+    domain: Uuid,
+    fence: i64,
+    attempts: i32,
+    claim: Claim,
+}
+
+/// Why there is no certificate. The sentences are for operators and for whoever runs the name's zone.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AcmeError {
+    #[error("{0}")]
+    Check(domain::Fault),
+    #[error("the certificate authority: {0}")]
+    Authority(String),
+    /// It asked to be left alone for so long.
+    #[error("the certificate authority: {message}")]
+    Pause { message: String, pause: Duration },
+    #[error("the orders of this hour are used up")]
+    Budget,
+    #[error("no answer in time")]
+    Timeout,
+    #[error("the master: {0}")]
+    Master(String),
+    #[error("the new certificate: {0}")]
+    Certificate(String),
+    #[error("the new certificate was not served, and was taken back")]
+    Probe,
+    #[error("another router took over")]
+    Fenced,
+}
+
+impl From<tokio_postgres::Error> for AcmeError {
+    fn from(e: tokio_postgres::Error) -> Self {
+        Self::Master(e.as_db_error().map_or_else(|| e.to_string(), |d| d.message().to_owned()))
+    }
+}
+
+impl Acme {
+    /// Everything that is needed; nothing is asked yet.
+    ///
+    /// # Errors
+    /// When the file with authorities cannot be read.
+    pub fn new(
+        settings: &Settings,
+        acme: &AcmeSettings,
+        store: Store,
+        dns: Dns,
+        metrics: Arc<Metrics>,
+        listener: (SocketAddr, Proxies),
+        wake: Arc<Notify>,
+    ) -> Result<Self, String> {
+        let (mut probe, proxies) = listener;
+        if probe.ip().is_unspecified() {
+            probe.set_ip(match probe {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Ok(Self {
+            authority: Authority::new(acme, settings.master_key.clone())?,
+            settings: settings.clone(),
+            acme: acme.clone(),
+            store,
+            dns,
+            metrics,
+            probe,
+            proxies,
+            me: Uuid::new_v4(),
+            wake,
+        })
+    }
+
+    /// Works for as long as the program runs.
+    pub async fn run(self) -> std::convert::Infallible {
+        loop {
+            loop {
+                match self.take().await {
+                    Ok(Some(job)) => self.work(job).await,
+                    Ok(None) => break,
+                    Err(e) => {
+                        tracing::warn!(error = %e, "certificates: nothing taken");
+                        break;
+                    }
+                }
+            }
+            let pause = self.acme.poll.mul_f64(rand::random_range(0.8..1.2));
+            // Woken by a notice or by the clock; it looks for everything either way.
+            let _ = tokio::time::timeout(pause, self.wake.notified()).await;
+        }
+    }
+
+    async fn work(&self, job: Job) {
+        let hostname = job.claim.hostname.clone();
+        let worked = tokio::time::timeout(ORDER_TIMEOUT, self.obtain(&job)).await;
+        let result = worked.unwrap_or(Err(AcmeError::Timeout));
+        let written = match &result {
+            Ok(()) => {
+                tracing::info!(hostname = %hostname, "certificate installed");
+                self.metrics.order(OrderResult::Done);
+                Ok(())
+            }
+            Err(e) => {
+                let paused = matches!(e, AcmeError::Budget | AcmeError::Pause { .. });
+                self.metrics.order(if paused { OrderResult::Paused } else { OrderResult::Failed });
+                tracing::warn!(hostname = %hostname, error = %e, "no certificate");
+                self.put_off(&job, e).await
+            }
+        };
+        if let Err(e) = written {
+            // The lease ends by itself.
+            tracing::warn!(hostname = %hostname, error = %e, "certificates: result not written");
+        }
+    }
+
+    async fn obtain(&self, job: &Job) -> Result<(), AcmeError> {
+        let s = &self.settings;
+        domain::check(&self.dns, &job.claim, &s.domains, &s.target_base, Some(&self.acme))
+            .await
+            .map_err(AcmeError::Check)?;
+        let account = self.authority.account(&mut self.client().await?).await?;
+        let order_id = self.spend(&job.claim.hostname).await?;
+        let issued = order::issue(self, &account, &job.claim.hostname).await?;
+        install::install(self, job, order_id, issued, &account).await
+    }
+
+    async fn client(&self) -> Result<Object, AcmeError> {
+        self.store.pool().get().await.map_err(|_| AcmeError::Master("no connection".into()))
+    }
+
+    /// Takes one name that is due; nobody else has it for as long as the lease lasts.
+    async fn take(&self) -> Result<Option<Job>, AcmeError> {
+        let client = self.client().await?;
+        let lease = LEASE.as_secs_f64();
+        let row = client.query_opt(TAKE, &[&self.me, &lease, &self.acme.directory]).await?;
+        let Some(row) = row else { return Ok(None) };
+        let name: String = row.get("hostname");
+        Ok(Some(Job {
+            domain: row.get("domain_id"),
+            fence: row.get("fence"),
+            attempts: row.get("attempts"),
+            claim: Claim {
+                hostname: Hostname::parse(&name).map_err(|e| AcmeError::Master(format!("{name}: {e}")))?,
+                organization: TenantId::from_uuid(row.get("organization_id")),
+                nonce: row.get("nonce"),
+                target_label: row.get("target_label"),
+            },
+        }))
+    }
+
+    /// Counts an order against the hour's budget of all routers.
+    async fn spend(&self, hostname: &Hostname) -> Result<Uuid, AcmeError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        transaction.execute("select pg_advisory_xact_lock($1)", &[&BUDGET_LOCK]).await?;
+        transaction.execute("delete from acme_orders where at < now() - interval '1 day'", &[]).await?;
+        let max = i64::try_from(self.acme.max_orders_per_hour.get()).unwrap_or(i64::MAX);
+        let row = transaction
+            .query_opt(
+                "insert into acme_orders (hostname) select $1
+                 where (select count(*) from acme_orders where at > now() - interval '1 hour') < $2
+                 returning id",
+                &[&hostname.as_str(), &max],
+            )
+            .await?;
+        transaction.commit().await?;
+        row.map(|r| r.get(0)).ok_or(AcmeError::Budget)
+    }
+
+    /// Gives a name back, to be tried again later. The old certificate stays.
+    async fn put_off(&self, job: &Job, error: &AcmeError) -> Result<(), AcmeError> {
+        let backoff = self.acme.retry_after.saturating_mul(1 << job.attempts.clamp(0, 20)).min(MAX_PAUSE);
+        let pause = match error {
+            AcmeError::Pause { pause, .. } => backoff.max(*pause),
+            AcmeError::Budget => BUDGET_PAUSE,
+            _ => backoff,
+        };
+        let pause = pause.mul_f64(rand::random_range(1.0..1.2)).as_secs_f64();
+        let reason = error.to_string();
+        let client = self.client().await?;
+        client
+            .execute(
+                "with mine as (
+                     update certificate_orders set holder = null, held_until = null, attempts = attempts + 1,
+                         due_at = now() + make_interval(secs => $4), last_error = $5
+                     where domain_id = $1 and fence = $2 and holder = $3 returning domain_id)
+                 update organization_domains set reason = $5, updated_at = now()
+                 where id in (select domain_id from mine) and status = 'verified'",
+                &[&job.domain, &job.fence, &self.me, &pause, &reason],
+            )
+            .await?;
+        if let AcmeError::Pause { pause, .. } = error {
+            client
+                .execute(
+                    "update acme_accounts set paused_until = now() + make_interval(secs => $2) where directory = $1",
+                    &[&self.acme.directory, &pause.as_secs_f64()],
+                )
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// An order takes less than this, all in all.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
+/// Longer than that, so that nobody else begins while somebody may still be at it.
+const LEASE: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(12 * 3600);
+const BUDGET_PAUSE: Duration = Duration::from_secs(300);
+const BUDGET_LOCK: i64 = 0x676d_6168_6f72_6472;
+
+/// Index: certificate_orders_due.
+const TAKE: &str = "
+    update certificate_orders q set holder = $1, held_until = now() + make_interval(secs => $2), fence = q.fence + 1
+    from organization_domains d
+    where d.id = q.domain_id and q.domain_id = (
+        select q.domain_id from certificate_orders q
+        join organization_domains d on d.id = q.domain_id
+        join organizations o on o.id = d.organization_id
+        where q.due_at <= now() and (q.held_until is null or q.held_until < now())
+          and d.status in ('verified', 'active') and o.status not in ('deleted', 'provisioning')
+          and not exists (select 1 from acme_accounts a where a.directory = $3 and a.paused_until > now())
+        order by q.due_at limit 1 for update of q skip locked)
+    returning q.domain_id, q.fence, q.attempts, d.hostname, d.organization_id, d.nonce, d.target_label";

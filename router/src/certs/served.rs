@@ -1,0 +1,98 @@
+//! From PEM to what a handshake needs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gmah_shared::hostname::Hostname;
+use rustls::ServerConfig;
+use rustls::crypto::ring as provider;
+use rustls::server::ProducesTickets;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// What a connection is served with.
+pub struct Served {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    /// DNS names of the certificate, in lower case.
+    pub names: Arc<[String]>,
+}
+
+impl Served {
+    /// Reads a chain, leaf first, and its key. Session tickets outlive an exchange.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        tickets: Arc<dyn ProducesTickets>,
+    ) -> Result<Self, CertificateError> {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|e| CertificateError::Pem("certificate", e.to_string()))?;
+        let leaf =
+            chain.first().ok_or_else(|| CertificateError::Pem("certificate", "there is none".into()))?;
+        let names = dns_names(leaf).map_err(|message| CertificateError::Pem("certificate", message))?;
+        if names.is_empty() {
+            return Err(CertificateError::NoNames);
+        }
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|e| CertificateError::Pem("key", e.to_string()))?;
+        let pair = CertifiedKey::new(chain, provider::sign::any_supported_type(&key)?);
+        pair.keys_match()?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = tickets;
+        config.send_tls13_tickets = 1;
+        // 0-RTT data could be replayed (RFC 8470), so none is taken.
+        config.max_early_data_size = 0;
+        Ok(Self { config: Arc::new(config), names: names.into() })
+    }
+
+    /// Whether the certificate is for that name.
+    pub fn covers(&self, host: &Hostname) -> bool {
+        self.names.iter().any(|n| host.is_covered_by(n))
+    }
+}
+
+/// Why a pair of files is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// No PEM of the right kind.
+    #[error("{0}: {1}")]
+    Pem(&'static str, String),
+    /// The pair cannot be used.
+    #[error("certificate and key: {0}")]
+    Pair(#[from] rustls::Error),
+    /// The certificate has no DNS name.
+    #[error("the certificate has no DNS name")]
+    NoNames,
+}
+
+/// The DNS names of a certificate's subjectAltName (RFC 5280, section 4.2.1.6); the common name is no host name.
+fn dns_names(leaf: &CertificateDer<'_>) -> Result<Vec<String>, String> {
+    use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| e.to_string())?;
+    let san = cert.subject_alternative_name().map_err(|e| e.to_string())?;
+    let names = san.map_or(&[][..], |s| &s.value.general_names[..]);
+    Ok(names
+        .iter()
+        .filter_map(|n| match n {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect())
+}
