@@ -41,8 +41,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Everything in one process, on a private PostgreSQL.
     Dev(crate::dev::DevArgs),
-    /// The edge.
-    Router,
+    /// The edge. SIGHUP loads its configuration anew, as a whole or not at all.
+    Router(roles::RouterArgs),
     /// The tenant API.
     Api,
     /// The configuration.
@@ -98,7 +98,7 @@ impl Cli {
         let config = self.config;
         match self.command {
             Command::Dev(args) => crate::dev::run(args).await.map(|()| 0),
-            Command::Router => roles::router(&file(config)?).await,
+            Command::Router(args) => roles::router(&file(config)?, args).await,
             Command::Api => roles::api(&file(config)?).await,
             Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
             Command::Tenant(command) => command.run(&file(config)?).await,

@@ -27,7 +27,7 @@ impl Admin {
     }
 
     fn count_backends(&self) {
-        for pool in self.edge.pools.load().all() {
+        for pool in self.edge.live.load().pools.all() {
             let mut counts = [("up", 0), ("down", 0), ("ejected", 0)];
             for endpoint in pool.endpoints().iter() {
                 let state = match (endpoint.is_down(), endpoint.is_ejected()) {

@@ -27,7 +27,6 @@ pub use served::{CertificateError, Served};
 
 /// All certificates.
 pub struct Certificates {
-    files: Files,
     tickets: Arc<dyn ProducesTickets>,
     current: ArcSwap<FromFiles>,
     stored: Cache<Hostname, Stored>,
@@ -46,7 +45,9 @@ pub enum Choice {
     Refuse,
 }
 
-struct FromFiles {
+/// What was read from files.
+pub struct FromFiles {
+    files: Files,
     served: Arc<Served>,
     /// When the files were last changed, as they were read.
     stamp: Stamp,
@@ -91,7 +92,20 @@ impl Certificates {
     ) -> Result<Self, CertificateError> {
         let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
         let current = ArcSwap::from_pointee(files.read(&tickets)?);
-        Ok(Self { files, tickets, current, stored, challenges: Arc::default(), metrics })
+        Ok(Self { tickets, current, stored, challenges: Arc::default(), metrics })
+    }
+
+    /// Reads another pair of files, without serving it yet.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub fn read(&self, certificate: &Path, key: &Path) -> Result<FromFiles, CertificateError> {
+        Files { certificate: certificate.to_owned(), key: key.to_owned() }.read(&self.tickets)
+    }
+
+    /// Serves what was read.
+    pub fn exchange(&self, read: FromFiles) {
+        self.current.store(Arc::new(read));
     }
 
     /// Reads one name's certificate from the master: one indexed query.
@@ -134,11 +148,12 @@ impl Certificates {
         let mut refused: Option<Stamp> = None;
         loop {
             tokio::time::sleep(every).await;
-            let stamp = self.files.stamp();
+            let files = self.current.load().files.clone();
+            let stamp = files.stamp();
             if stamp == self.current.load().stamp || refused == Some(stamp) {
                 continue;
             }
-            match self.files.read(&self.tickets) {
+            match files.read(&self.tickets) {
                 Ok(served) => {
                     tracing::info!(names = ?served.served.names, "certificate exchanged");
                     self.current.store(Arc::new(served));
@@ -172,6 +187,10 @@ impl Files {
                 .map_err(|e| CertificateError::File { path: path.to_owned(), message: e.to_string() })
         };
         let (chain, key) = (read(&self.certificate)?, zeroize::Zeroizing::new(read(&self.key)?));
-        Ok(FromFiles { served: Arc::new(Served::from_pem(&chain, &key, tickets.clone())?), stamp })
+        Ok(FromFiles {
+            files: self.clone(),
+            served: Arc::new(Served::from_pem(&chain, &key, tickets.clone())?),
+            stamp,
+        })
     }
 }

@@ -41,6 +41,9 @@ pub struct Router {
     /// Threads that serve, each with its own event loop; 0 means one per core. Default 0.
     #[serde(default = "zero")]
     pub workers: Within<0, 1024>,
+    /// Unix socket where a successor takes over (`gmah router --upgrade`). In a folder that only this user can write to.
+    /// Default: none, and no upgrade without a pause.
+    pub upgrade_socket: Option<PathBuf>,
     /// Bounds of clients.
     #[serde(default)]
     pub limits: Limits,
@@ -210,6 +213,7 @@ impl RouterConfig {
         }
         config.router.certificate_file = file.resolve(&config.router.certificate_file);
         config.router.key_file = file.resolve(&config.router.key_file);
+        config.router.upgrade_socket = config.router.upgrade_socket.as_deref().map(|f| file.resolve(f));
         Ok(config)
     }
 }

@@ -46,7 +46,7 @@ pub trait Http: Send + Sync + 'static {
     /// Counts what is still running.
     fn tracker(&self) -> &TaskTracker;
     /// What every response says.
-    fn promises(&self) -> &Promises;
+    fn promises(&self) -> Arc<Promises>;
     /// Hears of requests that were refused before they were requests.
     fn refused(&self, rejection: Rejection);
 }
@@ -68,10 +68,8 @@ pub async fn http1<H: Http>(
     http: Arc<H>,
 ) {
     let mut settings = None;
-    // A connection that was accepted before a stop may have its first request on the way.
-    let mut grace = FIRST_GRACE;
     loop {
-        let head = match next_head(&mut stream, limits, http.stop(), std::mem::take(&mut grace)).await {
+        let head = match next_head(&mut stream, limits, http.stop()).await {
             Awaited::Head(head) => head,
             Awaited::Refused(rejection) => {
                 http.refused(rejection);
@@ -104,18 +102,13 @@ pub async fn http1<H: Http>(
     }
 }
 
-async fn next_head(
-    stream: &mut Stream,
-    limits: &Limits,
-    stop: &CancellationToken,
-    grace: Duration,
-) -> Awaited {
+async fn next_head(stream: &mut Stream, limits: &Limits, stop: &CancellationToken) -> Awaited {
     let mut buf = BytesMut::with_capacity(FIRST_READ);
     let stopped = async {
         stop.cancelled().await;
-        if !grace.is_zero() {
-            tokio::time::sleep(grace).await;
-        }
+        // A request may be on the way: closed now, its client could not know whether it ran. It is served, and its response
+        // says that it is the last.
+        tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
         // A request that is there already is served.
@@ -207,7 +200,7 @@ async fn close(stream: &mut Stream) {
 
 const FIRST_READ: usize = 4096;
 const LINGER: Duration = Duration::from_millis(500);
-const FIRST_GRACE: Duration = Duration::from_millis(500);
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves HTTP/2 until either side has had enough.
 pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
@@ -268,7 +261,7 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                         // In front of the framework's own, which has no body and no id.
                         let reply = Reply {
                             request_id: &new_request_id(),
-                            promises: http.promises(),
+                            promises: &http.promises(),
                             is_tls: true,
                             retry_after: None,
                             branding: None,

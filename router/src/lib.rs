@@ -27,6 +27,7 @@ pub mod head;
 pub mod headers;
 pub mod limits;
 pub mod listener;
+pub mod live;
 pub mod metrics;
 pub mod page;
 pub mod policy;

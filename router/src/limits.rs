@@ -32,7 +32,7 @@ struct Inner {
 
 /// What all tenants share.
 struct Whole {
-    max: usize,
+    max: AtomicUsize,
     in_flight: AtomicUsize,
     /// Sum of the weights of tenants that have a request in flight.
     weight: AtomicUsize,
@@ -68,8 +68,17 @@ pub struct Held(Arc<Tenant>);
 impl Limiters {
     /// No tenant yet; `max` requests in flight in all.
     pub fn new(max: usize, shared: Option<Arc<Shared>>) -> Self {
-        let whole = Arc::new(Whole { max, in_flight: AtomicUsize::new(0), weight: AtomicUsize::new(0) });
+        let whole = Arc::new(Whole {
+            max: AtomicUsize::new(max),
+            in_flight: AtomicUsize::new(0),
+            weight: AtomicUsize::new(0),
+        });
         Self(Arc::new(Inner { known: Mutex::default(), whole, shared }))
+    }
+
+    /// Exchanges how many requests may be in flight in all.
+    pub fn rebound(&self, max: usize) {
+        self.0.whole.max.store(max, Ordering::Relaxed);
     }
 
     /// The limiter of a tenant under these limits. The same one as long as they stay.
@@ -172,9 +181,10 @@ impl Limiter {
             return refuse(Rejection::TooManyConcurrent);
         }
         // Half of the edge is for whoever comes; of the other half nobody gets more than its share.
-        if all >= self.whole.max / 2 {
+        let max = self.whole.max.load(Ordering::Relaxed);
+        if all >= max / 2 {
             let weights = self.whole.weight.load(Ordering::Acquire).max(1);
-            let share = (self.whole.max * self.weight() / weights).max(1);
+            let share = (max * self.weight() / weights).max(1);
             if mine >= share {
                 return refuse(Rejection::Overloaded);
             }

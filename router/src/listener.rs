@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certs::challenges::ACME_TLS;
 use crate::certs::{Certificates, Choice, Served};
-use crate::config::{Limits, Proxies};
+use crate::config::Limits;
 use crate::connection::{self, Http};
 use crate::ctx::ConnectionInfo;
+use crate::live;
 use crate::metrics::{Handshake, Metrics, Refused};
 
 pub use addresses::{Addresses, Place};
@@ -40,16 +41,14 @@ pub enum Kind {
 
 /// What all listeners share.
 pub struct Gate {
-    /// Bounds.
-    pub limits: Limits,
+    /// What goes for connections that begin now.
+    pub live: live::Handle,
     /// Certificates.
     pub certificates: Arc<Certificates>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Connections by address.
     pub addresses: Addresses,
-    /// Who may speak for others.
-    pub proxies: Proxies,
 }
 
 /// Accepts until told to stop, and serves each connection on this thread.
@@ -72,7 +71,8 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
         match accepted {
             Ok((stream, peer)) => {
                 // Behind a proxy the client is known only once the proxy has named it.
-                let is_proxy = gate.proxies.speaks_proxy_protocol(peer.ip());
+                let live = gate.live.load_full();
+                let is_proxy = live.proxies.speaks_proxy_protocol(peer.ip());
                 let address = (!is_proxy).then_some(peer.ip());
                 let mut place = match gate.addresses.enter(address, &gate.metrics) {
                     Ok(place) => place,
@@ -86,11 +86,11 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
                 let connection = tracker.track_future(async move {
                     let socket = Accepted { stream, client: peer, read: Vec::new() };
                     let socket = match is_proxy {
-                        true => behind_proxy(socket, &mut place, &gate).await,
+                        true => behind_proxy(socket, &mut place, &gate, &live.limits).await,
                         false => Some(socket),
                     };
                     if let Some(socket) = socket {
-                        serve(socket, kind, &gate, http).await;
+                        serve(socket, kind, &gate, &live.limits, http).await;
                     }
                     drop(place);
                 });
@@ -114,9 +114,14 @@ struct Accepted {
 
 /// Reads the header that the proxy owes us; then the connection is its client's. Without a readable one there is no
 /// telling whose it is, and it ends.
-async fn behind_proxy(mut socket: Accepted, place: &mut Place, gate: &Gate) -> Option<Accepted> {
+async fn behind_proxy(
+    mut socket: Accepted,
+    place: &mut Place,
+    gate: &Gate,
+    limits: &Limits,
+) -> Option<Accepted> {
     let header = proxy_protocol::read(&mut socket.stream, &mut socket.read);
-    match tokio::time::timeout(*gate.limits.handshake_timeout, header).await {
+    match tokio::time::timeout(*limits.handshake_timeout, header).await {
         Ok(Ok(Some(client))) => socket.client = client,
         // The proxy on its own behalf: a health check.
         Ok(Ok(None)) => {}
@@ -139,10 +144,10 @@ async fn behind_proxy(mut socket: Accepted, place: &mut Place, gate: &Gate) -> O
     }
 }
 
-async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, http: Arc<H>) {
+async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, limits: &Limits, http: Arc<H>) {
     let client = socket.client;
     // The framework writes heads without a deadline: the kernel ends a connection whose other side takes nothing.
-    let patience = Some(*gate.limits.write_timeout);
+    let patience = Some(*limits.write_timeout);
     if socket.stream.set_nodelay(true).is_err()
         || socket2::SockRef::from(&socket.stream).set_tcp_user_timeout(patience).is_err()
     {
@@ -154,10 +159,10 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, http: Arc<H>)
     match kind {
         Kind::Plain => {
             let stream = prepared(socket, None, &end);
-            connection::http1(Box::new(stream), client.ip(), &gate.limits, &end, http).await;
+            connection::http1(Box::new(stream), client.ip(), limits, &end, http).await;
         }
         Kind::Tls => {
-            let handshake = tokio::time::timeout(*gate.limits.handshake_timeout, tls(socket, gate, &end));
+            let handshake = tokio::time::timeout(*limits.handshake_timeout, tls(socket, gate, &end));
             let stream = match handshake.await {
                 Ok(Ok(Some(stream))) => stream,
                 Ok(Ok(None)) => return gate.metrics.handshake(Handshake::UnknownName),
@@ -170,9 +175,9 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, http: Arc<H>)
             };
             gate.metrics.handshake(Handshake::Done);
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                connection::http2(Box::new(stream), &gate.limits, http).await;
+                connection::http2(Box::new(stream), limits, http).await;
             } else {
-                connection::http1(Box::new(stream), client.ip(), &gate.limits, &end, http).await;
+                connection::http1(Box::new(stream), client.ip(), limits, &end, http).await;
             }
         }
     }

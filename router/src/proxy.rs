@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use gmah_shared::catalog::Hit;
@@ -22,32 +21,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority;
 use crate::certs::challenges::{self, Challenges};
-use crate::config::{Limits, Proxies};
+use crate::config::Proxies;
 use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
-use crate::headers::{self, Promises};
+use crate::headers;
+use crate::live;
 use crate::metrics::Metrics;
 use crate::policy::{self, Passage};
 use crate::reject::{Refusal, Rejection, Reply};
 use crate::resolve::{Asked, Name, Resolver, Route};
+use crate::upstream;
 use crate::upstream::pool::deadline;
-use crate::upstream::{self, Pools};
 
 /// What every worker shares.
 pub struct Edge {
     /// Hosts to tenants.
     pub resolver: Resolver,
-    /// Where requests go; exchanged as a whole.
-    pub pools: ArcSwap<Pools>,
+    /// What goes for requests that begin now.
+    pub live: live::Handle,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Proofs for the certificate authority.
     pub challenges: Arc<Challenges>,
-    /// Bounds of clients.
-    pub limits: Limits,
-    /// Who may say whose request it is.
-    pub proxies: Proxies,
-    /// What every response says.
-    pub promises: Arc<Promises>,
     /// Port of HTTPS as browsers see it.
     pub public_https_port: u16,
     /// Cancelled when the router is to stop: then every response says that its connection ends.
@@ -60,8 +54,9 @@ pub struct Proxy(pub Arc<Edge>);
 impl Edge {
     /// Steps 4 to 6: fills `ctx`, or says how the request is refused.
     async fn admit(&self, session: &mut ServerSession, ctx: &mut RequestCtx) -> Result<Admitted, Refusal> {
+        let live = self.live.load_full();
         let info = connection_info(session).ok_or(Rejection::Internal)?;
-        ctx.client = Some(self.client(info.client, session.req_header()));
+        ctx.client = Some(client(&live.proxies, info.client, session.req_header()));
         ctx.is_tls = info.certificate_names.is_some();
         ctx.progress = session.req_header().extensions.get::<Progress>().cloned();
         let certificate_names = info.certificate_names.clone();
@@ -107,11 +102,11 @@ impl Edge {
             ctx.route = Some(route.clone());
         }
         let limiter = self.resolver.limiter(&route);
-        ctx.max_body = limiter.max_body(self.limits.max_body_bytes.get() as u64);
+        ctx.max_body = limiter.max_body(live.limits.max_body_bytes.get() as u64);
         policy::declared_length(request, ctx.max_body)?;
         ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
-        let pool = self.pools.load().of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
+        let pool = live.pools.of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, is_neutral)?);
         ctx.is_upgrade = session.is_upgrade_req();
         ctx.deadline = if ctx.is_upgrade { None } else { deadline(&pool, ctx.began) };
@@ -180,7 +175,7 @@ impl Edge {
         head.insert_header(header::REFERRER_POLICY, "no-referrer")?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
-        self.promises.set(&mut head, ctx.is_tls)?;
+        self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
     }
 
@@ -191,20 +186,11 @@ impl Edge {
         head.insert_header(header::CONTENT_LENGTH, text.len().to_string())?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
-        self.promises.set(&mut head, ctx.is_tls)?;
+        self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await?;
         let bodyless = session.req_header().method == http::Method::HEAD;
         let body = if bodyless { Bytes::new() } else { Bytes::from(text) };
         session.write_response_body(body, true).await
-    }
-
-    /// Whose request it is, which a configured proxy may say.
-    fn client(&self, connection: IpAddr, request: &RequestHeader) -> IpAddr {
-        if self.proxies.forwarded_from.is_empty() {
-            return connection;
-        }
-        let fields = request.headers.get_all("x-forwarded-for").iter();
-        self.proxies.client(connection, fields.map(|v| v.to_str().unwrap_or("")))
     }
 
     /// The same tenant again, from the master: the api knows a newer generation.
@@ -264,7 +250,7 @@ impl Edge {
         head.insert_header(header::LOCATION, format!("https://{host}{port}{path}"))?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
-        self.promises.set(&mut head, ctx.is_tls)?;
+        self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
     }
 
@@ -277,9 +263,10 @@ impl Edge {
         let Refusal { rejection, retry_after } = refusal;
         ctx.rejection = Some(rejection);
         self.metrics.rejected(rejection);
+        let live = self.live.load_full();
         let reply = Reply {
             request_id: &ctx.request_id,
-            promises: &self.promises,
+            promises: &live.promises,
             is_tls: ctx.is_tls,
             retry_after,
             branding: ctx.route.as_ref().and_then(|r| r.policy.branding.as_deref()),
@@ -300,6 +287,15 @@ enum Admitted {
     Redirect(Hostname),
     Bypass { secret: String, target: String },
     Proof(String),
+}
+
+/// Whose request it is, which a configured proxy may say.
+fn client(proxies: &Proxies, connection: IpAddr, request: &RequestHeader) -> IpAddr {
+    if proxies.forwarded_from.is_empty() {
+        return connection;
+    }
+    let fields = request.headers.get_all("x-forwarded-for").iter();
+    proxies.client(connection, fields.map(|v| v.to_str().unwrap_or("")))
 }
 
 /// What the listener knows of the connection.
@@ -352,7 +348,8 @@ impl ProxyHttp for Proxy {
         ctx.moved();
         let length = body.as_ref().map_or(0, |b| b.len() as u64);
         ctx.bytes_in += length;
-        let limits = &self.0.limits;
+        let live = self.0.live.load();
+        let limits = &live.limits;
         if !ctx.body_pace.keeps_up(length, limits.min_body_rate.get() as u64, *limits.body_rate_window) {
             return Err(Error::explain(ErrorType::ReadTimedout, "body too slow").into_down());
         }
@@ -434,7 +431,7 @@ impl ProxyHttp for Proxy {
         if self.0.stop.is_cancelled() {
             session.set_keepalive(None);
         }
-        headers::to_client(response, ctx, &self.0.promises)
+        headers::to_client(response, ctx, &self.0.live.load().promises)
     }
 
     fn response_body_filter(

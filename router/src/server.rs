@@ -4,18 +4,22 @@
 //! and owns the process, where `gmah dev` runs two roles in one. Its HTTP proxy is, one instance per worker: a worker
 //! is a thread with an event loop of its own, its own connections to backends, and no work taken from others.
 
+mod background;
+mod reload;
+mod sockets;
+
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gmah_shared::catalog::listen::{self, Listeners, Topic};
-use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store, StoreError};
-use gmah_shared::config::{CatalogSettings, HumanDuration, Listen, Settings, Within};
+use gmah_shared::catalog::listen::{self, Listeners};
+use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store};
+use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
 use gmah_shared::dns::{Dns, DnsError};
 use gmah_shared::pg;
-use gmah_shared::secret::MasterKey;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::token::{Keyring, Signer};
 use pingora_core::apps::HttpServerApp;
@@ -23,13 +27,12 @@ use pingora_core::apps::http_app::HttpServer;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::Acme;
 use crate::admin::Admin;
-use crate::certs::challenges::Challenges;
 use crate::certs::tickets::Tickets;
 use crate::certs::{CertificateError, Certificates};
 use crate::config::{Limits, Proxies, Router, RouterConfig};
@@ -38,11 +41,21 @@ use crate::headers::Promises;
 use crate::limits::Limiters;
 use crate::limits::shared::Shared;
 use crate::listener::{self, Addresses, Gate, Kind};
+use crate::live;
 use crate::metrics::Metrics;
 use crate::proxy::{Edge, Proxy};
 use crate::reject::Rejection;
 use crate::resolve::Resolver;
 use crate::upstream::Pools;
+use background::{Topics, keep_challenges, keep_keys, keep_tickets};
+use reload::Reloadable;
+use sockets::{Bound, Legacy};
+
+pub use reload::ReloadError;
+pub use sockets::{Sockets, Successor, UpgradeError};
+
+/// Customers' certificates in memory at most.
+const MAX_CERTIFICATES: usize = 20_000;
 
 /// Why the role did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +79,14 @@ pub enum StartError {
     /// A pool of backends.
     #[error("router.pools: {0}")]
     Pools(String),
+    /// The Unix socket where a successor would come.
+    #[error("router.upgrade_socket: {}: {cause}", path.display())]
+    UpgradeSocket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
     /// The counters that routers share.
     #[error("router.shared_limits: {0}")]
     SharedLimits(String),
@@ -83,12 +104,6 @@ pub enum StartError {
     Worker(std::io::Error),
 }
 
-/// A socket that is listening but not yet served.
-struct Bound {
-    socket: std::net::TcpListener,
-    address: SocketAddr,
-}
-
 /// A running role.
 pub struct RunningRouter {
     /// HTTPS.
@@ -99,6 +114,11 @@ pub struct RunningRouter {
     pub admin: SocketAddr,
     /// What the role counts.
     pub metrics: Arc<Metrics>,
+    /// Cancelled when a successor has taken the sockets over and serves.
+    pub handed_over: CancellationToken,
+    legacy: Option<Legacy>,
+    keyring: Arc<ArcSwap<Keyring>>,
+    reloadable: Reloadable,
     draining: Arc<AtomicBool>,
     stop: CancellationToken,
     shutdown: watch::Sender<bool>,
@@ -116,7 +136,7 @@ struct Serving<A> {
     shutdown: ShutdownWatch,
     tracker: TaskTracker,
     metrics: Arc<Metrics>,
-    promises: Arc<Promises>,
+    live: live::Handle,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
@@ -138,8 +158,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
         &self.tracker
     }
 
-    fn promises(&self) -> &Promises {
-        &self.promises
+    fn promises(&self) -> Arc<Promises> {
+        self.live.load().promises.clone()
     }
 
     fn refused(&self, rejection: Rejection) {
@@ -155,13 +175,20 @@ impl<A: HttpServerApp + Send + Sync + 'static> Http for Serving<A> {
 /// # Errors
 /// [`StartError`] when an address is taken or the certificate cannot be used.
 pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningRouter, StartError> {
-    let mut config = config.router;
-    let slowest = config.pools.values().map(|p| *p.read_timeout).max().unwrap_or_default();
-    config.limits.stall_timeout = *config.limits.body_timeout + slowest;
-    let config = config;
-    let https = bind("router.https", config.https)?;
-    let http = bind("router.http", config.http)?;
-    let admin = bind("router.admin", config.admin)?;
+    let sockets = Sockets::bind(&config.router)?;
+    start_on(settings, config, sockets).await
+}
+
+/// As [`start`], on sockets that are listening already.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start_on(
+    settings: &Settings,
+    config: RouterConfig,
+    sockets: Sockets,
+) -> Result<RunningRouter, StartError> {
+    let config = reload::prepared(config);
     let metrics = Metrics::new(settings.metrics_max_tenants)?;
     let pool = pg::pool(&settings.master, "gmah router catalog")?;
     let store = Store::new(pool, settings.master_key.clone(), *settings.catalog.load_timeout);
@@ -191,9 +218,15 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     )?);
     let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
+    let ready_keyring = keyring.clone();
     let signer = Signer::new(keyring.clone());
     let pools = Pools::new(&config, &metrics.upstream_seconds).map_err(StartError::Pools)?;
     let dns = Dns::new(&settings.dns)?;
+    if let Err(e) = pools.resolve(&dns).await {
+        // Asked again in the background; until then such a pool is empty.
+        tracing::warn!(error = e, "backends not found yet");
+    }
+    let live = reload::handle(&config, pools);
     let shared = config.shared_limits.as_ref().and_then(|s| s.get_ref().address.as_ref()).map(|url| {
         Shared::new(url, metrics.shared_limits.clone(), metrics.shared_limits_failures.clone()).map(Arc::new)
     });
@@ -201,21 +234,17 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     let limiters = Limiters::new(config.limits.max_in_flight.get(), shared);
     let edge = Arc::new(Edge {
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
-        pools: ArcSwap::from_pointee(pools),
+        live: live.clone(),
         metrics: metrics.clone(),
         challenges: certificates.challenges.clone(),
-        limits: config.limits.clone(),
-        proxies: config.proxies.clone(),
-        promises: Arc::new(Promises::new(*config.hsts_max_age)),
         public_https_port: settings.public_https_port,
         stop: stop.clone(),
     });
     let gate = Arc::new(Gate {
         addresses: Addresses::new(&config.limits),
-        limits: config.limits.clone(),
+        live: live.clone(),
         certificates: certificates.clone(),
         metrics: metrics.clone(),
-        proxies: config.proxies.clone(),
     });
 
     let tasks = Tasks::new();
@@ -229,8 +258,9 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     tasks.spawn_forever("certificate-files", certificates.clone().watch(*config.certificate_poll));
-    edge.pools.load().watch(&dns, &tasks);
-    tasks.spawn_forever("shared-limits", limiters.publish());
+    let watchers = Tasks::new();
+    live.load().pools.watch(&dns, &watchers);
+    tasks.spawn_forever("shared-limits", limiters.clone().publish());
     tasks.spawn_forever("keyring", keep_keys(store.clone(), keyring, topics.keys));
     tasks.spawn_forever(
         "ticket-secrets",
@@ -241,8 +271,8 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         keep_challenges(store.clone(), certificates.challenges.clone(), topics.challenges),
     );
     if let Some(acme) = &settings.acme {
-        let listener = (https.address, config.proxies.clone());
-        let acme = Acme::new(settings, acme, store, dns, metrics.clone(), listener, topics.orders)
+        let listener = (sockets.https.address, config.proxies.clone());
+        let acme = Acme::new(settings, acme, store, dns.clone(), metrics.clone(), listener, topics.orders)
             .map_err(StartError::Acme)?;
         tasks.spawn_forever("certificate-orders", acme.run());
     }
@@ -252,7 +282,7 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
     };
-    let conf = Arc::new(framework_conf(&config));
+    let conf = Arc::new(framework_conf(config.upstream_idle.get()));
     for n in 0..workers {
         let mut app = HttpProxy::new(Proxy(edge.clone()), conf.clone());
         app.handle_init_modules();
@@ -262,9 +292,9 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
             shutdown: shutdown_watch.clone(),
             tracker: tracker.clone(),
             metrics: metrics.clone(),
-            promises: edge.promises.clone(),
+            live: live.clone(),
         });
-        worker(n, [(&https, Kind::Tls), (&http, Kind::Plain)], &gate, serving, &hard_stop)?;
+        worker(n, [(&sockets.https, Kind::Tls), (&sockets.http, Kind::Plain)], &gate, serving, &hard_stop)?;
     }
     let admin_app = Serving {
         app: Arc::new(HttpServer::new_app(Admin {
@@ -279,26 +309,46 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
         shutdown: shutdown_watch,
         tracker: TaskTracker::new(),
         metrics: metrics.clone(),
-        promises: edge.promises.clone(),
+        live: live.clone(),
     };
-    let admin_listener = listening(&admin).map_err(StartError::Worker)?;
+    let admin_listener = sockets.admin.listening().map_err(StartError::Worker)?;
+    let admin_live = reload::handle(&Router { proxies: Proxies::default(), ..config.clone() }, Pools::none());
+    let addresses = gate.addresses.clone();
     // Caps of its own: a flood on the public side must not make a healthy router look dead.
     let gate = Arc::new(Gate {
         addresses: Addresses::new(&Limits::default()),
-        limits: config.limits.clone(),
+        live: admin_live.clone(),
         certificates: gate.certificates.clone(),
         metrics: metrics.clone(),
-        proxies: Proxies::default(),
     });
     tasks.spawn(
         "router-admin-listener",
         listener::accept(admin_listener, Kind::Plain, gate, Arc::new(admin_app)),
     );
-    tracing::info!(https = %https.address, http = %http.address, admin = %admin.address, workers, "router serves");
+    let legacy = config.upgrade_socket.as_deref().map(|path| {
+        Legacy::new(path, &sockets)
+            .map_err(|cause| StartError::UpgradeSocket { path: path.to_owned(), cause })
+    });
+    let legacy = legacy.transpose()?;
+    let (https, http, admin) = (sockets.https.address, sockets.http.address, sockets.admin.address);
+    tracing::info!(%https, %http, %admin, workers, "router serves");
     Ok(RunningRouter {
-        https: https.address,
-        http: http.address,
-        admin: admin.address,
+        https,
+        http,
+        admin,
+        handed_over: CancellationToken::new(),
+        legacy,
+        keyring: ready_keyring,
+        reloadable: Reloadable {
+            live,
+            admin_live,
+            addresses,
+            limiters,
+            certificates,
+            metrics: metrics.clone(),
+            dns,
+            current: tokio::sync::Mutex::new((config.clone(), watchers)),
+        },
         metrics,
         draining,
         stop,
@@ -312,10 +362,48 @@ pub async fn start(settings: &Settings, config: RouterConfig) -> Result<RunningR
 }
 
 impl RunningRouter {
+    /// Takes another configuration, as a whole or not at all.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; then nothing has changed.
+    pub async fn reload(&self, config: RouterConfig) -> Result<(), ReloadError> {
+        self.reloadable.reload(config).await
+    }
+
+    /// From now on a successor may take over, where the configuration says how.
+    ///
+    /// # Errors
+    /// [`StartError::UpgradeSocket`].
+    pub fn await_successor(&self) -> Result<(), StartError> {
+        let Some(legacy) = &self.legacy else { return Ok(()) };
+        let fault = |cause| StartError::UpgradeSocket { path: legacy.path().to_owned(), cause };
+        let predecessor = legacy.offer().map_err(fault)?;
+        let told = self.handed_over.clone();
+        // It blocks in the kernel until a successor comes, or the process ends.
+        let thread = std::thread::Builder::new().name("upgrade-socket".into());
+        thread.spawn(move || predecessor.wait(|| told.cancel())).map_err(StartError::Worker)?;
+        Ok(())
+    }
+
+    /// Returns when requests can be served, or after that long.
+    pub async fn ready(&self, patience: Duration) -> bool {
+        let until = tokio::time::Instant::now() + patience;
+        while self.keyring.load().signing().is_none() {
+            if tokio::time::Instant::now() > until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
     /// Readiness off, no new connections, requests in flight finish; returns as soon as nothing runs.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Release);
-        tokio::time::sleep(self.drain_delay).await;
+        if !self.handed_over.is_cancelled() {
+            // Nobody need notice where a successor listens on the same sockets.
+            tokio::time::sleep(self.drain_delay).await;
+        }
         // Nobody receives only when every worker is gone already.
         let _ = self.shutdown.send(true);
         self.stop.cancel();
@@ -324,6 +412,8 @@ impl RunningRouter {
             tracing::warn!(connections = self.tracker.len(), "not everything finished in time");
         }
         self.hard_stop.cancel();
+        let (_, watchers) = self.reloadable.current.into_inner();
+        watchers.stop(Duration::from_secs(1)).await;
         self.tasks.stop(Duration::from_secs(5)).await;
         tracing::info!("router stopped");
     }
@@ -344,7 +434,7 @@ fn worker<A: HttpServerApp + Send + Sync + 'static>(
         .map_err(StartError::Worker)?;
     let _entered = runtime.enter();
     let accepting = sockets
-        .map(|(bound, kind)| Ok(listener::accept(listening(bound)?, kind, gate.clone(), serving.clone())));
+        .map(|(bound, kind)| Ok(listener::accept(bound.listening()?, kind, gate.clone(), serving.clone())));
     drop(_entered);
     let [tls, plain] = accepting;
     let (tls, plain) = (tls.map_err(StartError::Worker)?, plain.map_err(StartError::Worker)?);
@@ -366,135 +456,14 @@ fn worker<A: HttpServerApp + Send + Sync + 'static>(
     Ok(())
 }
 
-/// Reads the keys at a notice, and now and then.
-async fn keep_keys(
-    store: Store,
-    keyring: Arc<ArcSwap<Keyring>>,
-    reload: Arc<Notify>,
-) -> std::convert::Infallible {
-    loop {
-        match store.keyring(true).await {
-            Ok(ring) => keyring.store(Arc::new(ring)),
-            Err(e) => tracing::warn!(error = %e, "signing keys not read"),
-        }
-        let pause = if keyring.load().signing().is_none() { KEYS_RETRY } else { KEYS_EVERY };
-        // Woken by a notice or by the clock; it rereads everything either way.
-        let _ = tokio::time::timeout(pause, reload.notified()).await;
-    }
-}
-
-/// Whom a notice wakes.
-#[derive(Default)]
-struct Topics {
-    keys: Arc<Notify>,
-    tickets: Arc<Notify>,
-    challenges: Arc<Notify>,
-    orders: Arc<Notify>,
-}
-
-impl Topics {
-    fn listener(&self) -> Box<dyn Fn(Topic) + Send + Sync> {
-        let (keys, tickets) = (self.keys.clone(), self.tickets.clone());
-        let (challenges, orders) = (self.challenges.clone(), self.orders.clone());
-        Box::new(move |topic| match topic {
-            Topic::Keys => {
-                keys.notify_one();
-                tickets.notify_one();
-            }
-            Topic::Challenges => challenges.notify_one(),
-            Topic::Orders => orders.notify_one(),
-        })
-    }
-}
-
-/// Reads the secrets of session tickets, and makes a new one when the newest is half a day old.
-async fn keep_tickets(
-    store: Store,
-    tickets: Arc<Tickets>,
-    key: MasterKey,
-    reload: Arc<Notify>,
-) -> std::convert::Infallible {
-    loop {
-        let kept = async {
-            make_ticket_secret(&store, &key).await?;
-            store.ticket_secrets().await
-        };
-        match kept.await {
-            Ok(secrets) => tickets.exchange(&secrets),
-            Err(e) => tracing::debug!(error = %e, "secrets of session tickets not read"),
-        }
-        // Woken by a notice or by the clock; it rereads everything either way.
-        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
-    }
-}
-
-async fn make_ticket_secret(store: &Store, key: &MasterKey) -> Result<(), StoreError> {
-    let sealed = key.seal("ticket_secrets", &rand::random::<[u8; 32]>())?;
-    let client = store.pool().get().await.map_err(StoreError::Pool)?;
-    // Two routers at once may both make one: all of them are read, so nothing is lost.
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&sealed];
-    let made = client.execute(
-        "with old as (delete from ticket_secrets where created_at < now() - interval '2 days')
-         insert into ticket_secrets (secret) select $1
-         where not exists (select 1 from ticket_secrets where created_at > now() - interval '12 hours')",
-        &params,
-    );
-    let made = tokio::time::timeout(Duration::from_secs(5), made).await.map_err(|_| StoreError::Timeout)?;
-    made.map(drop).map_err(StoreError::Query)
-}
-
-/// Reads the proofs for the certificate authority at a notice, and now and then.
-async fn keep_challenges(
-    store: Store,
-    challenges: Arc<Challenges>,
-    reload: Arc<Notify>,
-) -> std::convert::Infallible {
-    loop {
-        match store.challenges().await {
-            Ok(proofs) => challenges.exchange(proofs),
-            Err(e) => tracing::debug!(error = %e, "proofs for the certificate authority not read"),
-        }
-        // Woken by a notice or by the clock; it rereads everything either way.
-        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
-    }
-}
-
-/// Customers' certificates in memory at most.
-const MAX_CERTIFICATES: usize = 20_000;
-const KEYS_EVERY: Duration = Duration::from_secs(20);
-const KEYS_RETRY: Duration = Duration::from_millis(250);
-
 /// The few settings of the framework that matter without its server. Built here: its own file format ignores keys that
 /// it does not know.
-fn framework_conf(config: &Router) -> ServerConf {
-    let attempts = config.pools.values().map(|p| p.attempts.get()).max().unwrap_or(1);
+fn framework_conf(upstream_idle: usize) -> ServerConf {
     ServerConf {
         threads: 1,
-        upstream_keepalive_pool_size: config.upstream_idle.get(),
-        // Counts attempts. One more than ours, which decide.
-        max_retries: attempts + 1,
+        upstream_keepalive_pool_size: upstream_idle,
+        // Counts attempts. One more than any pool's, which decide.
+        max_retries: 11,
         ..ServerConf::default()
     }
-}
-
-fn bind(key: &'static str, address: Listen) -> Result<Bound, StartError> {
-    let bound = || {
-        let domain = socket2::Domain::for_address(address);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let socket = std::net::TcpListener::from(socket);
-        Ok(Bound { address: socket.local_addr()?, socket })
-    };
-    bound().map_err(|cause| StartError::Bind { key, address, cause })
-}
-
-/// Connections that the kernel holds until they are accepted.
-const BACKLOG: i32 = 4096;
-
-/// The same socket for one more event loop.
-fn listening(bound: &Bound) -> std::io::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::from_std(bound.socket.try_clone()?)
 }

@@ -60,6 +60,25 @@ impl Pools {
         }
     }
 
+    /// No pool at all.
+    pub fn none() -> Self {
+        Self { by_name: BTreeMap::new(), rules: Vec::new() }
+    }
+
+    /// Finds the backends that are given by name, once.
+    ///
+    /// # Errors
+    /// Which name of which pool cannot be resolved.
+    pub async fn resolve(&self, dns: &Dns) -> Result<(), String> {
+        for pool in self.all() {
+            let mut known = Vec::new();
+            health::resolve(pool, dns, &mut known)
+                .await
+                .map_err(|(name, e)| format!("{}: {name}: {e}", pool.name))?;
+        }
+        Ok(())
+    }
+
     /// Every pool.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.by_name.values()

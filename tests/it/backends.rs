@@ -309,7 +309,7 @@ async fn names_are_resolved_again() {
 }
 
 /// A backend that speaks WebSocket's opening and then echoes bytes.
-async fn echo() -> SocketAddr {
+pub(crate) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     drop(tasks::detach("echo", async move {
@@ -343,7 +343,10 @@ const WEBSOCKET: [(&str, &str); 4] = [
 ];
 
 /// Opens one; the stream right after the answer.
-async fn open_websocket<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(stream: &mut S, host: &str) {
+pub(crate) async fn open_websocket<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    stream: &mut S,
+    host: &str,
+) {
     stream.write_all(&request("GET", host, "/ws", &WEBSOCKET, None)).await.expect("sent");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -354,7 +357,10 @@ async fn open_websocket<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>
     assert!(text.starts_with("http/1.1 101 ") && text.contains("upgrade: websocket"), "{text}");
 }
 
-async fn echoes<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) {
+pub(crate) async fn echoes<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    stream: &mut S,
+    bytes: &[u8],
+) {
     stream.write_all(bytes).await.expect("sent");
     stream.flush().await.expect("sent");
     let mut back = vec![0; bytes.len()];

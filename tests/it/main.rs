@@ -25,3 +25,4 @@ mod provision;
 mod sql;
 mod tls;
 mod tokens;
+mod upgrade;

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::config::Limits;
@@ -18,10 +19,15 @@ pub struct Addresses(Arc<Shared>);
 
 struct Shared {
     open: Mutex<Open>,
+    bounds: ArcSwap<Bounds>,
+    asked: AtomicU32,
+}
+
+struct Bounds {
     per_address: usize,
     total: usize,
+    a_minute: usize,
     fresh: DefaultKeyedRateLimiter<IpAddr>,
-    asked: AtomicU32,
 }
 
 #[derive(Default)]
@@ -40,16 +46,20 @@ pub struct Place {
 impl Addresses {
     /// No connection yet.
     pub fn new(limits: &Limits) -> Self {
-        let a_minute = u32::try_from(limits.max_new_connections_per_address.get()).unwrap_or(u32::MAX);
-        // Burst and rate alike: who has been quiet may open a minute's worth at once.
-        let quota = Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN));
         Self(Arc::new(Shared {
             open: Mutex::default(),
-            per_address: limits.max_connections_per_address.get(),
-            total: limits.max_connections.get(),
-            fresh: RateLimiter::keyed(quota),
+            bounds: ArcSwap::from_pointee(Bounds::new(limits)),
             asked: AtomicU32::new(0),
         }))
+    }
+
+    /// Exchanges the caps; what is open stays open, and counts.
+    pub fn rebound(&self, limits: &Limits) {
+        let (old, new) = (self.0.bounds.load(), Bounds::new(limits));
+        // A rate that stays keeps what it has counted.
+        if (old.per_address, old.total, old.a_minute) != (new.per_address, new.total, new.a_minute) {
+            self.0.bounds.store(Arc::new(new));
+        }
     }
 
     /// A place for a connection, counted for its address where that is known already.
@@ -62,11 +72,12 @@ impl Addresses {
             self.is_in_time(key)?;
         }
         let mut open = self.0.lock();
-        if open.total >= self.0.total {
+        let bounds = self.0.bounds.load();
+        if open.total >= bounds.total {
             return Err(Refused::Total);
         }
         if let Some(key) = key {
-            open.add(key, self.0.per_address)?;
+            open.add(key, bounds.per_address)?;
         }
         open.total += 1;
         drop(open);
@@ -75,12 +86,27 @@ impl Addresses {
     }
 
     fn is_in_time(&self, key: IpAddr) -> Result<(), Refused> {
+        let bounds = self.0.bounds.load();
         // An address whose minute is not used at all needs no entry: thrown out now and then, so that the table is as
         // large as the number of addresses that are busy.
         if self.0.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
-            self.0.fresh.retain_recent();
+            bounds.fresh.retain_recent();
         }
-        self.0.fresh.check_key(&key).map_err(|_| Refused::Rate)
+        bounds.fresh.check_key(&key).map_err(|_| Refused::Rate)
+    }
+}
+
+impl Bounds {
+    fn new(limits: &Limits) -> Self {
+        let a_minute = limits.max_new_connections_per_address.get();
+        let rate = u32::try_from(a_minute).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
+        Self {
+            per_address: limits.max_connections_per_address.get(),
+            total: limits.max_connections.get(),
+            a_minute,
+            // Burst and rate alike: who has been quiet may open a minute's worth at once.
+            fresh: RateLimiter::keyed(Quota::per_minute(rate)),
+        }
     }
 }
 
@@ -92,7 +118,8 @@ impl Place {
     pub fn belongs_to(&mut self, client: IpAddr) -> Result<(), Refused> {
         let key = network(client);
         self.addresses.is_in_time(key)?;
-        self.addresses.0.lock().add(key, self.addresses.0.per_address)?;
+        let per_address = self.addresses.0.bounds.load().per_address;
+        self.addresses.0.lock().add(key, per_address)?;
         self.key = Some(key);
         Ok(())
     }
@@ -187,6 +214,6 @@ mod tests {
         for n in 0..500_000u32 {
             drop(addresses.enter(Some(n.to_be_bytes().into()), &metrics));
         }
-        assert!(addresses.0.fresh.len() < 100_000, "{}", addresses.0.fresh.len());
+        assert!(addresses.0.bounds.load().fresh.len() < 100_000, "{}", addresses.0.bounds.load().fresh.len());
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gmah_shared::dns::Dns;
+use gmah_shared::dns::{Dns, DnsError};
+use gmah_shared::hostname::Hostname;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -84,33 +85,52 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Option<()> {
 
 /// Resolves the names of a pool, again and again. What cannot be resolved stays where it was.
 pub(super) async fn discover(pool: Arc<Pool>, dns: Dns) -> std::convert::Infallible {
-    let mut known: Vec<Vec<SocketAddr>> = vec![Vec::new(); pool.config.addresses.len()];
+    let mut known = Vec::new();
     loop {
-        let mut wanted: Vec<(SocketAddr, Option<&str>)> = Vec::new();
-        let mut complete = true;
-        for (target, known) in pool.config.addresses.iter().zip(&mut known) {
-            match target {
-                Target::Address(address) => wanted.push((*address, None)),
-                Target::Name(name, port) => {
-                    match dns.addresses(name).await {
-                        Ok(found) => *known = found.iter().map(|ip| (*ip, *port).into()).collect(),
-                        Err(e) => {
-                            complete = false;
-                            tracing::warn!(pool = %pool.name, name = %name, error = %e, "backend not resolved");
-                        }
-                    }
-                    wanted.extend(known.iter().map(|a| (*a, Some(name.as_str()))));
+        let every = *pool.config.resolve_every;
+        let pause = match resolve(&pool, &dns, &mut known).await {
+            Ok(()) => every,
+            Err((name, e)) => {
+                tracing::warn!(pool = %pool.name, name = %name, error = %e, "backend not resolved");
+                every.min(Duration::from_secs(1))
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Resolves the names of a pool once. `known` is what they were before, by their place in the configuration; the last
+/// name that could not be resolved is the error, and the others are taken all the same.
+pub(super) async fn resolve(
+    pool: &Pool,
+    dns: &Dns,
+    known: &mut Vec<Vec<SocketAddr>>,
+) -> Result<(), (Hostname, DnsError)> {
+    known.resize(pool.config.addresses.len(), Vec::new());
+    let mut wanted: Vec<(SocketAddr, Option<&str>)> = Vec::new();
+    let mut failed = None;
+    for (target, known) in pool.config.addresses.iter().zip(known) {
+        match target {
+            Target::Address(address) => wanted.push((*address, None)),
+            Target::Name(name, port) => {
+                match dns.addresses(name).await {
+                    Ok(found) => *known = found.iter().map(|ip| (*ip, *port).into()).collect(),
+                    Err(e) => failed = Some((name.clone(), e)),
                 }
+                wanted.extend(known.iter().map(|a| (*a, Some(name.as_str()))));
             }
         }
-        wanted.sort_unstable();
-        wanted.dedup_by_key(|(address, _)| *address);
-        let now = pool.endpoints();
-        if now.len() != wanted.len() || wanted.iter().any(|(a, _)| now.iter().all(|e| e.address != *a)) {
-            tracing::info!(pool = %pool.name, backends = wanted.len(), "backends changed");
-            pool.set_endpoints(&wanted);
-        }
-        let every = *pool.config.resolve_every;
-        tokio::time::sleep(if complete { every } else { every.min(Duration::from_secs(1)) }).await;
     }
+    wanted.sort_unstable();
+    wanted.dedup_by_key(|(address, _)| *address);
+    let now = pool.endpoints();
+    // A name that cannot be resolved for the first time moves nobody either.
+    let worse = failed.is_some() && wanted.len() < now.len();
+    let changed =
+        now.len() != wanted.len() || wanted.iter().any(|(a, _)| now.iter().all(|e| e.address != *a));
+    if changed && !worse {
+        tracing::info!(pool = %pool.name, backends = wanted.len(), "backends changed");
+        pool.set_endpoints(&wanted);
+    }
+    failed.map_or(Ok(()), Err)
 }

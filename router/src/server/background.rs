@@ -1,0 +1,110 @@
+//! What is read from the master again and again: keys, secrets of session tickets, proofs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use gmah_shared::catalog::listen::Topic;
+use gmah_shared::catalog::{Store, StoreError};
+use gmah_shared::secret::MasterKey;
+use gmah_shared::token::Keyring;
+use tokio::sync::Notify;
+
+use crate::certs::challenges::Challenges;
+use crate::certs::tickets::Tickets;
+
+/// Reads the keys at a notice, and now and then.
+pub(super) async fn keep_keys(
+    store: Store,
+    keyring: Arc<ArcSwap<Keyring>>,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        match store.keyring(true).await {
+            Ok(ring) => keyring.store(Arc::new(ring)),
+            Err(e) => tracing::warn!(error = %e, "signing keys not read"),
+        }
+        let pause = if keyring.load().signing().is_none() { KEYS_RETRY } else { KEYS_EVERY };
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(pause, reload.notified()).await;
+    }
+}
+
+/// Whom a notice wakes.
+#[derive(Default)]
+pub(super) struct Topics {
+    pub(super) keys: Arc<Notify>,
+    pub(super) tickets: Arc<Notify>,
+    pub(super) challenges: Arc<Notify>,
+    pub(super) orders: Arc<Notify>,
+}
+
+impl Topics {
+    pub(super) fn listener(&self) -> Box<dyn Fn(Topic) + Send + Sync> {
+        let (keys, tickets) = (self.keys.clone(), self.tickets.clone());
+        let (challenges, orders) = (self.challenges.clone(), self.orders.clone());
+        Box::new(move |topic| match topic {
+            Topic::Keys => {
+                keys.notify_one();
+                tickets.notify_one();
+            }
+            Topic::Challenges => challenges.notify_one(),
+            Topic::Orders => orders.notify_one(),
+        })
+    }
+}
+
+/// Reads the secrets of session tickets, and makes a new one when the newest is half a day old.
+pub(super) async fn keep_tickets(
+    store: Store,
+    tickets: Arc<Tickets>,
+    key: MasterKey,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        let kept = async {
+            make_ticket_secret(&store, &key).await?;
+            store.ticket_secrets().await
+        };
+        match kept.await {
+            Ok(secrets) => tickets.exchange(&secrets),
+            Err(e) => tracing::debug!(error = %e, "secrets of session tickets not read"),
+        }
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+    }
+}
+
+async fn make_ticket_secret(store: &Store, key: &MasterKey) -> Result<(), StoreError> {
+    let sealed = key.seal("ticket_secrets", &rand::random::<[u8; 32]>())?;
+    let client = store.pool().get().await.map_err(StoreError::Pool)?;
+    // Two routers at once may both make one: all of them are read, so nothing is lost.
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&sealed];
+    let made = client.execute(
+        "with old as (delete from ticket_secrets where created_at < now() - interval '2 days')
+         insert into ticket_secrets (secret) select $1
+         where not exists (select 1 from ticket_secrets where created_at > now() - interval '12 hours')",
+        &params,
+    );
+    let made = tokio::time::timeout(Duration::from_secs(5), made).await.map_err(|_| StoreError::Timeout)?;
+    made.map(drop).map_err(StoreError::Query)
+}
+
+/// Reads the proofs for the certificate authority at a notice, and now and then.
+pub(super) async fn keep_challenges(
+    store: Store,
+    challenges: Arc<Challenges>,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        match store.challenges().await {
+            Ok(proofs) => challenges.exchange(proofs),
+            Err(e) => tracing::debug!(error = %e, "proofs for the certificate authority not read"),
+        }
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+    }
+}
+
+const KEYS_EVERY: Duration = Duration::from_secs(20);
+const KEYS_RETRY: Duration = Duration::from_millis(250);
