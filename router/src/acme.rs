@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Object;
-use gmah_shared::catalog::Store;
+use gmah_shared::catalog::{Invalidate, Store};
 use gmah_shared::config::{AcmeSettings, Settings};
 use gmah_shared::dns::Dns;
 use gmah_shared::domain::{self, Claim};
@@ -40,9 +40,10 @@ pub struct Acme {
     dns: Dns,
     authority: Authority,
     metrics: Arc<Metrics>,
-    /// Our own listener, where a new certificate must show.
+    /// Our own listener, where a new certificate must show, and what it has in memory.
     probe: SocketAddr,
     proxies: Proxies,
+    held: Arc<dyn Invalidate>,
     /// This router, as holder of leases.
     me: Uuid,
     wake: Arc<Notify>,
@@ -97,10 +98,10 @@ impl Acme {
         store: Store,
         dns: Dns,
         metrics: Arc<Metrics>,
-        listener: (SocketAddr, Proxies),
+        listener: (SocketAddr, Proxies, Arc<dyn Invalidate>),
         wake: Arc<Notify>,
     ) -> Result<Self, String> {
-        let (mut probe, proxies) = listener;
+        let (mut probe, proxies, held) = listener;
         if probe.ip().is_unspecified() {
             probe.set_ip(match probe {
                 SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
@@ -116,6 +117,7 @@ impl Acme {
             metrics,
             probe,
             proxies,
+            held,
             me: Uuid::new_v4(),
             wake,
         })
@@ -164,10 +166,10 @@ impl Acme {
     }
 
     async fn obtain(&self, job: &Job) -> Result<(), AcmeError> {
+        self.authority.forget_retry_after();
         let s = &self.settings;
-        domain::check(&self.dns, &job.claim, &s.domains, &s.target_base, Some(&self.acme))
-            .await
-            .map_err(AcmeError::Check)?;
+        let check = domain::check(&self.dns, &job.claim, &s.domains, &s.target_base, Some(&self.acme));
+        check.await.map_err(AcmeError::Check)?;
         let account = self.authority.account(&mut self.client().await?).await?;
         let order_id = self.spend(&job.claim.hostname).await?;
         let issued = order::issue(self, &account, &job.claim.hostname).await?;
@@ -220,30 +222,33 @@ impl Acme {
     /// Gives a name back, to be tried again later. The old certificate stays.
     async fn put_off(&self, job: &Job, error: &AcmeError) -> Result<(), AcmeError> {
         let backoff = self.acme.retry_after.saturating_mul(1 << job.attempts.clamp(0, 20)).min(MAX_PAUSE);
+        // What is said of one name is not said of all: most limits are by name. The rest are left alone for a moment.
         let pause = match error {
             AcmeError::Pause { pause, .. } => backoff.max(*pause),
             AcmeError::Budget => BUDGET_PAUSE,
             _ => backoff,
         };
         let pause = pause.mul_f64(rand::random_range(1.0..1.2)).as_secs_f64();
-        let reason = error.to_string();
+        let reason: String = error.to_string().replace('\0', "").chars().take(500).collect();
+        // Whoever was not tried has not failed.
+        let untried = i32::from(matches!(error, AcmeError::Budget | AcmeError::Pause { .. }));
         let client = self.client().await?;
         client
             .execute(
                 "with mine as (
-                     update certificate_orders set holder = null, held_until = null, attempts = attempts + 1,
+                     update certificate_orders set holder = null, held_until = null, attempts = attempts - $6,
                          due_at = now() + make_interval(secs => $4), last_error = $5
                      where domain_id = $1 and fence = $2 and holder = $3 returning domain_id)
                  update organization_domains set reason = $5, updated_at = now()
                  where id in (select domain_id from mine) and status = 'verified'",
-                &[&job.domain, &job.fence, &self.me, &pause, &reason],
+                &[&job.domain, &job.fence, &self.me, &pause, &reason, &untried],
             )
             .await?;
         if let AcmeError::Pause { pause, .. } = error {
             client
                 .execute(
                     "update acme_accounts set paused_until = now() + make_interval(secs => $2) where directory = $1",
-                    &[&self.acme.directory, &pause.as_secs_f64()],
+                    &[&self.acme.directory, &(*pause).min(ACCOUNT_PAUSE).as_secs_f64()],
                 )
                 .await?;
         }
@@ -256,12 +261,15 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
 /// Longer than that, so that nobody else begins while somebody may still be at it.
 const LEASE: Duration = Duration::from_secs(300);
 const MAX_PAUSE: Duration = Duration::from_secs(12 * 3600);
+/// The longest that all names wait because of one.
+const ACCOUNT_PAUSE: Duration = Duration::from_secs(120);
 const BUDGET_PAUSE: Duration = Duration::from_secs(300);
 const BUDGET_LOCK: i64 = 0x676d_6168_6f72_6472;
 
 /// Index: certificate_orders_due.
 const TAKE: &str = "
-    update certificate_orders q set holder = $1, held_until = now() + make_interval(secs => $2), fence = q.fence + 1
+    update certificate_orders q set holder = $1, held_until = now() + make_interval(secs => $2), fence = q.fence + 1,
+        attempts = q.attempts + 1
     from organization_domains d
     where d.id = q.domain_id and q.domain_id = (
         select q.domain_id from certificate_orders q
@@ -271,4 +279,4 @@ const TAKE: &str = "
           and d.status in ('verified', 'active') and o.status not in ('deleted', 'provisioning')
           and not exists (select 1 from acme_accounts a where a.directory = $3 and a.paused_until > now())
         order by q.due_at limit 1 for update of q skip locked)
-    returning q.domain_id, q.fence, q.attempts, d.hostname, d.organization_id, d.nonce, d.target_label";
+    returning q.domain_id, q.fence, q.attempts - 1 as attempts, d.hostname, d.organization_id, d.nonce, d.target_label";

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -218,7 +218,7 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
         .max_local_error_reset_streams(Some(64));
     let shaken = tokio::time::timeout(*limits.preface_timeout, handshake(stream, Some(options))).await;
     let Ok(Ok(mut connection)) = shaken else { return };
-    let active = Arc::new(Active::default());
+    let (active, began) = (Arc::new(Active::default()), std::time::Instant::now());
     let mut malformed = 0;
     let mut stopping = false;
     loop {
@@ -249,7 +249,7 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                 if session.req_header().method == Method::CONNECT {
                     http.refused(Rejection::Method);
                 }
-                let guard = active.enter();
+                let guard = active.enter(began.elapsed());
                 let http = http.clone();
                 let (write_timeout, stall_timeout) = (*limits.write_timeout, limits.stall_timeout);
                 let request = http.tracker().clone().track_future(async move {
@@ -312,7 +312,9 @@ const MAX_STREAMS: u32 = 100;
 /// Malformed streams that a connection may send in its life.
 const MAX_MALFORMED_STREAMS: usize = 32;
 
-/// Streams that a connection may abandon before it is asked what for.
+/// For so many seconds abandoned streams are remembered.
+const ABANDONED_WINDOW: u64 = 30;
+/// Streams that a connection may abandon in that time before it is asked what for.
 const MAX_ABANDONED_STREAMS: usize = 100;
 
 /// Streams of a connection: in flight, begun, abandoned before their answer.
@@ -321,14 +323,21 @@ struct Active {
     count: AtomicUsize,
     begun: AtomicUsize,
     abandoned: AtomicUsize,
+    /// The two above count since then, in seconds after the connection began.
+    since: AtomicU64,
     idle: Notify,
 }
 
 struct Guard(Arc<Active>);
 
 impl Active {
-    fn enter(self: &Arc<Self>) -> Guard {
+    fn enter(self: &Arc<Self>, age: Duration) -> Guard {
         self.count.fetch_add(1, Ordering::AcqRel);
+        if age.as_secs() >= self.since.load(Ordering::Relaxed) + ABANDONED_WINDOW {
+            self.since.store(age.as_secs(), Ordering::Relaxed);
+            self.begun.store(0, Ordering::Relaxed);
+            self.abandoned.store(0, Ordering::Relaxed);
+        }
         self.begun.fetch_add(1, Ordering::Relaxed);
         Guard(self.clone())
     }

@@ -10,7 +10,7 @@ pub mod shared;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gmah_shared::catalog::Limits;
 use gmah_shared::tenant::TenantId;
@@ -41,13 +41,23 @@ struct Whole {
 /// What is counted for a tenant, whatever its limits are.
 pub struct Tenant {
     id: TenantId,
-    in_flight: AtomicUsize,
-    /// In flight on other routers.
-    elsewhere: AtomicUsize,
+    in_flight: Mutex<InFlight>,
+    /// In flight on other routers, and when they said so.
+    elsewhere: Mutex<(usize, Instant)>,
     held: AtomicUsize,
     /// Whether the shared counters are to hear of it.
     is_limited: AtomicBool,
     current: Mutex<Weak<Limiter>>,
+}
+
+/// Requests in flight here, and the weight that was added for them: taken away again as it was, whatever the limits say
+/// by then.
+#[derive(Default)]
+struct InFlight {
+    count: usize,
+    weight: usize,
+    /// Whether other routers were told of some.
+    is_published: bool,
 }
 
 /// A tenant's limits at work.
@@ -115,8 +125,8 @@ impl Limiters {
         }
         let tenant = Arc::new(Tenant {
             id,
-            in_flight: AtomicUsize::new(0),
-            elsewhere: AtomicUsize::new(0),
+            in_flight: Mutex::default(),
+            elsewhere: Mutex::new((0, Instant::now())),
             held: AtomicUsize::new(0),
             is_limited: AtomicBool::new(false),
             current: Mutex::new(Weak::new()),
@@ -128,9 +138,12 @@ impl Limiters {
     /// Tenants whose requests in flight other routers should know of.
     fn busy(&self) -> Vec<Arc<Tenant>> {
         let known = lock(&self.0.known);
+        // Once more after the last request: that there is none is news as well.
         let is_busy = |t: &Arc<Tenant>| {
-            t.is_limited.load(Ordering::Relaxed)
-                && (t.in_flight.load(Ordering::Relaxed) > 0 || t.elsewhere.load(Ordering::Relaxed) > 0)
+            let mut here = lock(&t.in_flight);
+            let has = here.count > 0;
+            let had = std::mem::replace(&mut here.is_published, has);
+            t.is_limited.load(Ordering::Relaxed) && (had || has)
         };
         known.values().filter_map(Weak::upgrade).filter(is_busy).take(shared::MAX_PUBLISHED).collect()
     }
@@ -170,13 +183,18 @@ impl Limiter {
 
     fn enter(self: &Arc<Self>) -> Result<Slot, Refusal> {
         let refuse = |rejection: Rejection| Err(Refusal::from(rejection));
-        let mine = self.tenant.in_flight.fetch_add(1, Ordering::AcqRel);
-        if mine == 0 {
-            self.whole.weight.fetch_add(self.weight(), Ordering::AcqRel);
-        }
+        let mine = {
+            let mut here = lock(&self.tenant.in_flight);
+            if here.count == 0 {
+                here.weight = self.weight();
+                self.whole.weight.fetch_add(here.weight, Ordering::AcqRel);
+            }
+            here.count += 1;
+            here.count - 1
+        };
         let all = self.whole.in_flight.fetch_add(1, Ordering::AcqRel);
         let slot = Slot(self.clone());
-        let elsewhere = self.tenant.elsewhere.load(Ordering::Relaxed);
+        let elsewhere = self.tenant.elsewhere();
         if self.limits.concurrent_requests.is_some_and(|max| mine + elsewhere >= max.get() as usize) {
             return refuse(Rejection::TooManyConcurrent);
         }
@@ -210,9 +228,12 @@ impl Limiter {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if self.0.tenant.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.whole.weight.fetch_sub(self.0.weight(), Ordering::AcqRel);
+        let mut here = lock(&self.0.tenant.in_flight);
+        here.count -= 1;
+        if here.count == 0 {
+            self.0.whole.weight.fetch_sub(here.weight, Ordering::AcqRel);
         }
+        drop(here);
         self.0.whole.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -231,12 +252,18 @@ impl Tenant {
 
     /// Requests in flight here.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        lock(&self.in_flight).count
+    }
+
+    /// What the others said they have, if that was just now.
+    fn elsewhere(&self) -> usize {
+        let (requests, said) = *lock(&self.elsewhere);
+        if requests > 0 && said.elapsed() < shared::BELIEVED_FOR { requests } else { 0 }
     }
 
     /// What other routers say that they have.
     pub fn set_elsewhere(&self, requests: usize) {
-        self.elsewhere.store(requests, Ordering::Relaxed);
+        *lock(&self.elsewhere) = (requests, Instant::now());
     }
 }
 
@@ -316,6 +343,14 @@ mod tests {
         drop((held, more));
         assert_eq!(admitted(&after, 10).await.len(), 5);
         assert_eq!((after.tenant.in_flight(), after.whole.in_flight.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!(after.whole.weight.load(Ordering::Relaxed), 0);
+        // Begun under one weight, ended under another.
+        let (light, heavy) =
+            (Limits { weight: 1, ..limits(0, 0, 1) }, Limits { weight: 7, ..limits(0, 0, 1) });
+        let first = limiters.of(id(1), light).enter().expect("place");
+        let second = limiters.of(id(1), heavy).enter().expect("place");
+        drop(first);
+        drop(second);
         assert_eq!(after.whole.weight.load(Ordering::Relaxed), 0);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gmah_shared::catalog::{Maintenance, MaintenanceMode};
+use gmah_shared::catalog::{Maintenance, MaintenanceMode, Policy};
 use gmah_shared::tenant::TenantStatus;
 use pingora_http::RequestHeader;
 use ring::digest::{SHA256, digest};
@@ -77,15 +77,33 @@ pub fn bypass_link<'a>(
     if !request.method.is_safe() {
         return None;
     }
-    let (path, query) = std::str::from_utf8(request.raw_path()).ok()?.split_once('?')?;
+    let whole = std::str::from_utf8(request.raw_path()).ok()?;
+    let (_, query) = whole.split_once('?')?;
     let secret = query.split('&').find_map(|pair| pair.strip_prefix(BYPASS_PARAMETER))?;
     if !is_secret(secret.as_bytes(), &hash) {
         return None;
     }
-    let rest: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with(BYPASS_PARAMETER)).collect();
-    let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+    let target = without_secret(whole)?;
     // A target that begins with two slashes would name another host.
     (!target.starts_with("//")).then_some((secret, target))
+}
+
+/// Whether only reading is allowed to that request.
+pub fn is_read_only(policy: &Policy, request: &RequestHeader) -> bool {
+    let Some(maintenance) = policy.maintenance.as_deref() else { return false };
+    let passes = |hash| presented(request).any(|secret| is_secret(secret, &hash));
+    maintenance.mode == MaintenanceMode::ReadOnly && !maintenance.bypass.is_some_and(passes)
+}
+
+/// A target without our secret in its query; nothing where there is none in it.
+pub fn without_secret(target: &str) -> Option<String> {
+    let (path, query) = target.split_once('?')?;
+    let is_ours = |pair: &&str| pair.starts_with(BYPASS_PARAMETER);
+    if !query.split('&').any(|pair| is_ours(&pair)) {
+        return None;
+    }
+    let rest: Vec<&str> = query.split('&').filter(|pair| !is_ours(pair)).collect();
+    Some(if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) })
 }
 
 /// By status: only active organisations are served.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority;
 use crate::certs::challenges::{self, Challenges};
 use crate::config::Proxies;
-use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
+use crate::ctx::{ConnectionInfo, Pace, Progress, RequestCtx};
 use crate::headers;
 use crate::live;
 use crate::metrics::Metrics;
@@ -83,7 +83,9 @@ impl Edge {
         }
         let header = single(request, "x-tenant-id")?;
         let Asked { name, target: rewritten, is_neutral } = self.resolver.ask(&host, target, header)?;
-        let rewritten = rewritten.map(std::borrow::Cow::into_owned);
+        // A secret of ours does not go on, whether it is of use or not.
+        let rewritten = policy::without_secret(rewritten.as_deref().unwrap_or(target))
+            .or_else(|| rewritten.map(std::borrow::Cow::into_owned));
         let mut route = match self.resolver.peek(&name) {
             Some(route) => route,
             None => self.resolver.get(&name).await?,
@@ -104,12 +106,16 @@ impl Edge {
         let limiter = self.resolver.limiter(&route);
         ctx.max_body = limiter.max_body(live.limits.max_body_bytes.get() as u64);
         policy::declared_length(request, ctx.max_body)?;
+        if session.is_upgrade_req() && policy::is_read_only(&route.policy, request) {
+            return Err(Rejection::ReadOnly.into());
+        }
         ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         let pool = live.pools.of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, is_neutral)?);
         ctx.is_upgrade = session.is_upgrade_req();
-        ctx.deadline = if ctx.is_upgrade { None } else { deadline(&pool, ctx.began) };
+        // From now on: what was spent on waiting for the end of a maintenance is not the exchange's.
+        ctx.deadline = deadline(&pool, Instant::now());
         pool.began();
         ctx.pool = Some(pool);
         ctx.host = Some(host);
@@ -194,20 +200,36 @@ impl Edge {
     }
 
     /// The same tenant again, from the master: the api knows a newer generation.
-    async fn readmit(&self, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+    async fn readmit(&self, request: &RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
         let (Some(name), Some(host)) = (ctx.name.clone(), ctx.host.clone()) else {
             return Err(Rejection::Internal);
         };
         let route = self.resolver.get(&name).await?;
-        policy::admit(route.tenant.status)?;
-        let pool = ctx.pool.as_ref().ok_or(Rejection::Internal)?;
+        match self.passage(&route, request).map_err(|r| r.rejection)? {
+            Passage::Serve => {}
+            Passage::Hold { .. } => return Err(Rejection::HeldTooLong),
+        }
+        // It may have moved to backends of its own.
+        let target = std::str::from_utf8(request.raw_path()).map_err(|_| Rejection::Malformed)?;
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        let live = self.live.load_full();
+        let pool = live.pools.of(path, route.policy.pools.as_ref()).ok_or(Rejection::NoRoute)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool.audience, ctx.is_neutral)?);
+        ctx.pool = Some(pool);
         ctx.route = Some(route);
         Ok(())
     }
 
-    /// Counts a failure against the backend where it happened.
-    fn blame(&self, ctx: &RequestCtx, error: &Error, reused: bool) {
+    /// Counts a failure against the backend where it happened. A backend that waits for a body, or says nothing on a
+    /// WebSocket, is not late.
+    fn blame(&self, session: &mut ServerSession, ctx: &mut RequestCtx, error: &Error, reused: bool) {
+        let is_late = error.esource() == &ErrorSource::Upstream && error.etype() == &ErrorType::ReadTimedout;
+        if is_late && !session.was_upgraded() && !session.is_body_done() {
+            ctx.rejection = Some(Rejection::RequestTimeout);
+        }
+        if is_late && (session.was_upgraded() || !session.is_body_done()) {
+            return;
+        }
         if let (Some(pool), Some(lease)) = (&ctx.pool, &ctx.lease)
             && upstream::is_backends_fault(error, reused)
         {
@@ -222,7 +244,9 @@ impl Edge {
         session.set_read_timeout(idle);
         session.set_write_timeout(idle);
         let Some(end) = connection_info(session).map(|info| info.end.clone()) else { return };
-        let (edge, name, id) = (self.clone(), name.clone(), route.tenant.id);
+        // What was let in is held to what goes for it: its secret, if it came with one, for as long as that is right.
+        let (edge, name, id, head) =
+            (self.clone(), name.clone(), route.tenant.id, session.req_header().clone());
         drop(tasks::detach("websocket-watch", async move {
             loop {
                 tokio::select! {
@@ -231,7 +255,15 @@ impl Edge {
                 }
                 // At hand most of the time; a notice makes it ask again.
                 let served = edge.resolver.get(&name).await;
-                if !served.is_ok_and(|r| r.tenant.id == id && policy::admit(r.tenant.status).is_ok()) {
+                let goes_on = |r: &Route| {
+                    // A GET may be let in where only reading is; what is said on a WebSocket may be anything.
+                    let is_writable = match edge.passage(r, &head) {
+                        Ok(passage) => passage == Passage::Serve && !policy::is_read_only(&r.policy, &head),
+                        Err(_) => false,
+                    };
+                    r.tenant.id == id && is_writable
+                };
+                if !served.is_ok_and(|r| goes_on(&r)) {
                     return end.cancel();
                 }
             }
@@ -340,17 +372,23 @@ impl ProxyHttp for Proxy {
 
     async fn request_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.moved();
         let length = body.as_ref().map_or(0, |b| b.len() as u64);
         ctx.bytes_in += length;
+        if session.was_upgraded() {
+            // Frames of a WebSocket are no body: they come when they like, and as many as there are.
+            return Ok(());
+        }
         let live = self.0.live.load();
         let limits = &live.limits;
-        if !ctx.body_pace.keeps_up(length, limits.min_body_rate.get() as u64, *limits.body_rate_window) {
+        // Whatever comes last has come: nothing is waited for any more.
+        let (rate, window) = (limits.min_body_rate.get() as u64, *limits.body_rate_window);
+        if !is_end && !ctx.body_pace.keeps_up(length, rate, window) {
             return Err(Error::explain(ErrorType::ReadTimedout, "body too slow").into_down());
         }
         if ctx.bytes_in > ctx.max_body {
@@ -359,15 +397,16 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         if ctx.attempts > 1 {
             // The body comes again from the framework's buffer.
             ctx.bytes_in = 0;
+            ctx.body_pace = Pace::default();
             self.0.metrics.retries.inc();
         }
         if std::mem::take(&mut ctx.stale)
-            && let Err(rejection) = self.0.readmit(ctx).await
+            && let Err(rejection) = self.0.readmit(session.req_header(), ctx).await
         {
             ctx.rejection = Some(rejection);
             return Err(Error::explain(ErrorType::InternalError, "resolved anew and refused"));
@@ -386,6 +425,9 @@ impl ProxyHttp for Proxy {
             // A WebSocket is an upgrade of HTTP/1.1 (RFC 6455, section 4.1).
             peer.options.alpn = ALPN::H1;
         } else if let Some(left) = upstream::pool::remaining(ctx.deadline) {
+            if left.is_zero() {
+                return Err(Error::new_up(upstream::TOO_LONG));
+            }
             peer.options.read_timeout = Some(left.min(*pool.config.read_timeout));
         }
         ctx.lease = Some(lease);
@@ -426,6 +468,7 @@ impl ProxyHttp for Proxy {
         }
         let session: &mut ServerSession = session.as_mut();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            ctx.deadline = None;
             self.0.upgraded(session, ctx);
         }
         if self.0.stop.is_cancelled() {
@@ -461,12 +504,12 @@ impl ProxyHttp for Proxy {
 
     fn fail_to_connect(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         _: &HttpPeer,
         ctx: &mut RequestCtx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        self.0.blame(ctx, &e, false);
+        self.0.blame(session.as_mut(), ctx, &e, false);
         // Nothing was sent: another attempt is free.
         e.set_retry(ctx.pool.as_ref().is_some_and(|p| p.may_retry(ctx.attempts)));
         e
@@ -480,8 +523,8 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
         client_reused: bool,
     ) -> Box<Error> {
-        let session: &ServerSession = session.as_ref();
-        self.0.blame(ctx, &e, client_reused);
+        let session: &mut ServerSession = session.as_mut();
+        self.0.blame(session, ctx, &e, client_reused);
         let attempt = upstream::Attempt {
             method: &session.req_header().method,
             body_at_hand: !session.retry_buffer_truncated() && session.response_written().is_none(),

@@ -125,6 +125,7 @@ pub struct RunningRouter {
     hard_stop: CancellationToken,
     tracker: TaskTracker,
     tasks: Tasks,
+    orders: Tasks,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
@@ -250,6 +251,7 @@ pub async fn start_on(
     let tasks = Tasks::new();
     let connected = Arc::new(AtomicBool::new(false));
     let draining = Arc::new(AtomicBool::new(false));
+    let held_certificates = stored.clone();
     let topics = Topics::default();
     let listeners = Listeners {
         caches: vec![Arc::new(cache) as Arc<dyn Invalidate>, Arc::new(stored)],
@@ -270,11 +272,14 @@ pub async fn start_on(
         "challenges",
         keep_challenges(store.clone(), certificates.challenges.clone(), topics.challenges),
     );
+    // A group of its own: nothing is ordered by a router whose listener is about to close.
+    let orders = Tasks::new();
     if let Some(acme) = &settings.acme {
-        let listener = (sockets.https.address, config.proxies.clone());
+        let held: Arc<dyn Invalidate> = Arc::new(held_certificates);
+        let listener = (sockets.https.address, config.proxies.clone(), held);
         let acme = Acme::new(settings, acme, store, dns.clone(), metrics.clone(), listener, topics.orders)
             .map_err(StartError::Acme)?;
-        tasks.spawn_forever("certificate-orders", acme.run());
+        orders.spawn_forever("certificate-orders", acme.run());
     }
 
     let (shutdown, shutdown_watch) = watch::channel(false);
@@ -356,6 +361,7 @@ pub async fn start_on(
         hard_stop,
         tracker,
         tasks,
+        orders,
         drain_delay: *config.drain_delay,
         drain_timeout: *config.drain_timeout,
     })
@@ -400,6 +406,7 @@ impl RunningRouter {
     /// Readiness off, no new connections, requests in flight finish; returns as soon as nothing runs.
     pub async fn stop(self) {
         self.draining.store(true, Ordering::Release);
+        self.orders.stop(Duration::from_secs(1)).await;
         if !self.handed_over.is_cancelled() {
             // Nobody need notice where a successor listens on the same sockets.
             tokio::time::sleep(self.drain_delay).await;

@@ -68,9 +68,32 @@ impl Dns {
     /// # Errors
     /// [`DnsError`]; a name without any address is [`DnsError::NoRecords`].
     pub async fn addresses(&self, name: &Hostname) -> Result<Vec<IpAddr>, DnsError> {
-        let found = self.within(self.resolver.lookup_ip(absolute(name))).await?;
-        let addresses: Vec<IpAddr> = found.iter().take(MAX_RECORDS).collect();
-        if addresses.is_empty() { Err(DnsError::NoRecords) } else { Ok(addresses) }
+        // Each by itself: that there is no IPv6 address says nothing of an IPv4 address that could not be asked for.
+        let (four, six) = tokio::join!(
+            self.within(self.resolver.lookup(absolute(name), RecordType::A)),
+            self.within(self.resolver.lookup(absolute(name), RecordType::AAAA))
+        );
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        let mut failed = None;
+        for found in [four, six] {
+            match found {
+                Ok(found) => {
+                    addresses.extend(found.answers().iter().filter_map(|record| match &record.data {
+                        RData::A(a) => Some(IpAddr::V4(a.0)),
+                        RData::AAAA(a) => Some(IpAddr::V6(a.0)),
+                        _ => None,
+                    }))
+                }
+                Err(DnsError::NoRecords) => {}
+                Err(e) => failed = Some(e),
+            }
+        }
+        addresses.truncate(MAX_RECORDS);
+        match (addresses.is_empty(), failed) {
+            (false, _) => Ok(addresses),
+            (true, Some(e)) => Err(e),
+            (true, None) => Err(DnsError::NoRecords),
+        }
     }
 
     /// The texts of a name's TXT records, each joined from its pieces.
@@ -100,10 +123,10 @@ impl Dns {
     }
 
     /// Authorities that a name's CAA records allow (`issue`; RFC 8659, section 4.2). A record that allows none is an empty
-    /// text.
+    /// text; nothing where there are records and none of them is about issuing.
     ///
     /// # Errors
-    /// [`DnsError::NoRecords`] where nothing is said.
+    /// [`DnsError::NoRecords`] where there is no such record at all.
     pub async fn issuers(&self, name: &str) -> Result<Vec<String>, DnsError> {
         let found = self.within(self.resolver.lookup(format!("{name}."), RecordType::CAA)).await?;
         let issuers = found.answers().iter().take(MAX_RECORDS).filter_map(|record| match &record.data {

@@ -142,13 +142,15 @@ async fn allows(dns: &Dns, hostname: &Hostname, acme: &AcmeSettings) -> Result<(
     let mut name = hostname.as_str();
     while name.contains('.') {
         match dns.issuers(name).await {
-            Ok(issuers) if !issuers.is_empty() => {
+            // The closest set decides, and one that says nothing of issuing forbids nothing.
+            Ok(issuers) if issuers.is_empty() => return Ok(()),
+            Ok(issuers) => {
                 let allowed =
                     issuers.iter().any(|i| acme.caa_identities.iter().any(|o| o.eq_ignore_ascii_case(i)));
                 let ours = acme.caa_identities.join(", ");
                 return if allowed { Ok(()) } else { Err(Fault::Caa(hostname.clone(), ours)) };
             }
-            Ok(_) | Err(DnsError::NoRecords) => {}
+            Err(DnsError::NoRecords) => {}
             Err(e) => return Err(Fault::Unknown(e.to_string())),
         }
         name = name.split_once('.').map_or("", |(_, parent)| parent);

@@ -172,7 +172,8 @@ async fn a_pool_of_which_none_is_well() {
     let origin = Origin::start(Box::new(move |r| {
         let health = r.target() == "/health";
         let status = if health && state.load(Ordering::SeqCst) > 0 { 503 } else { 200 };
-        Some(answer(status, "", "{}"))
+        // A backend may end the connection with its answer.
+        Some(answer(status, if health { "Connection: close\r\n" } else { "" }, "{}"))
     }))
     .await;
     let (router, client) = roles::router(&dev, &[origin.address], |_, c| {
@@ -184,6 +185,8 @@ async fn a_pool_of_which_none_is_well() {
     let paris = dev.host("paris");
     let ask = || client.get(&paris, "/x", &[]);
     assert_eq!(ask().await.status, 200);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(ask().await.status, 200, "asked some times, and well");
     sick.store(1, Ordering::SeqCst);
     let seen = eventually("nobody to ask", Duration::from_secs(5), ask, |a| a.status == 503).await;
     assert_eq!((seen.code(), seen.header("retry-after")), ("unavailable".into(), Some("1")));
@@ -379,6 +382,9 @@ async fn m15_websockets_live_and_end_with_their_organisation() {
         pool.total_timeout = HumanDuration::from_millis(600);
         pool.websocket_idle_timeout = HumanDuration::from_millis(1500);
         c.router.limits.body_timeout = HumanDuration::from_millis(300);
+        // Frames are no body: neither slow nor too large.
+        c.router.limits.body_rate_window = HumanDuration::from_millis(200);
+        c.router.limits.max_body_bytes = Within::new(10_000);
     })
     .await;
     let (paris, lyon) = (dev.host("paris"), dev.host("lyon"));

@@ -33,7 +33,8 @@ async fn case(dev: &Dev, head: &str, want: &Want) {
             }
         }
     }
-    assert_eq!(dev.get("lyon", "/api/v1/tenant").await.slug(), (200, "lyon".into()));
+    let follow_up = dev.get("lyon", "/api/v1/tenant").await;
+    assert_eq!(follow_up.slug(), (200, "lyon".into()), "after {head:?}: {follow_up:?} {}", dev.log());
 }
 
 fn get(host: &str) -> String {

@@ -95,6 +95,9 @@ impl Control {
         let Some(domain) = domain else {
             return Err(ControlError::Refused(format!("{slug} has {MAX_PER_ORGANIZATION} names already")));
         };
+        if added == 0 && matches!(domain.status.as_str(), "removed" | "failed") {
+            return Err(ControlError::Refused(format!("{slug} has {MAX_PER_ORGANIZATION} names already")));
+        }
         if added > 0 {
             self.log(&domain, "domain.add").await?;
         }
@@ -181,7 +184,7 @@ impl Control {
     }
 
     /// Whether a name can be an organisation's at all.
-    fn can_be_claimed(&self, hostname: &Hostname) -> Result<(), ControlError> {
+    pub(super) fn can_be_claimed(&self, hostname: &Hostname) -> Result<(), ControlError> {
         let refuse = |why: &str| Err(ControlError::Usage(format!("{hostname} cannot be claimed: {why}")));
         let name = hostname.as_str();
         let is_or_below = |base: &Hostname| name == base.as_str() || name.ends_with(&format!(".{base}"));

@@ -310,13 +310,7 @@ async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
         }
     }
     if let Some(domain) = &new.domain {
-        let base = control.settings.base_domain.as_str();
-        if domain.as_str() == base
-            || domain.as_str().ends_with(&format!(".{base}"))
-            || !domain.as_str().contains('.')
-        {
-            return usage(format!("{domain} cannot be a custom domain"));
-        }
+        control.can_be_claimed(domain)?;
     }
     let plans = control
         .master

@@ -162,11 +162,20 @@ impl Authority {
         Ok(Some(ExternalAccountKey::new(kid.clone(), &key)))
     }
 
+    /// What it said of an earlier matter says nothing of the next.
+    pub(super) fn forget_retry_after(&self) {
+        *self.http.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// What the authority said, and whether it wants to be left alone.
     pub(super) fn error(&self, error: Error) -> AcmeError {
         let said = self.http.retry_after.lock().unwrap_or_else(PoisonError::into_inner).take();
         let message = chain(&error);
         let limited = matches!(&error, Error::Api(p) if p.r#type.as_deref() == Some(RATE_LIMITED));
+        if let Error::Timeout(Some(until)) = &error {
+            let pause = until.saturating_duration_since(std::time::Instant::now());
+            return AcmeError::Pause { message, pause: pause.min(LONGEST) };
+        }
         match (limited, said) {
             (true, said) => AcmeError::Pause { message, pause: said.unwrap_or(UNSAID).min(LONGEST) },
             (false, Some(pause)) if !pause.is_zero() => {

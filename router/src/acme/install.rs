@@ -48,6 +48,13 @@ pub(super) async fn install(
         let (start, end) = (info.suggested_window.start, info.suggested_window.end);
         renew_at = renew_at.min(start + (end - start) * rand::random_range(0.0..1.0));
     }
+    // It may know nothing of this.
+    acme.authority.forget_retry_after();
+    // Never at once again, whatever anybody's clock says.
+    let now = OffsetDateTime::now_utc();
+    let left: time::Duration = until - now;
+    let soonest: time::Duration = std::cmp::min(left / 4, time::Duration::hours(1));
+    let renew_at = renew_at.max(now + soonest);
 
     let context = format!("certificates/{}", job.domain);
     let sealed = acme
@@ -58,8 +65,9 @@ pub(super) async fn install(
     let client = acme.client().await?;
     let row = client
         .query_opt(
-            "with mine as (select 1 from certificate_orders
-                           where domain_id = $1 and fence = $2 and holder = $3 for update)
+            // Due again at its renewal from now on: whoever dies here leaves nothing to be ordered twice.
+            "with mine as (update certificate_orders set due_at = $8
+                           where domain_id = $1 and fence = $2 and holder = $3 returning 1)
              insert into certificates (hostname, chain_pem, private_key, not_after, renew_at, domain_id, order_id)
              select $4, $5, $6, $7, $8, $1, $9 from mine returning id",
             &[
@@ -76,6 +84,8 @@ pub(super) async fn install(
         )
         .await?;
     let id: Uuid = row.ok_or(AcmeError::Fenced)?.get(0);
+    // Notices may be slow, or not come at all; this router need not wait for its own.
+    acme.held.invalidate(job.claim.organization);
     if !shows(acme, hostname, &leaf).await {
         acme.metrics.certificate_probe_failures.inc();
         tracing::error!(hostname = %hostname, "a new certificate was not served, and is taken back");
@@ -118,7 +128,10 @@ async fn shows(acme: &Acme, hostname: &Hostname, leaf: &CertificateDer<'static>)
             return true;
         }
         if tokio::time::Instant::now() > deadline {
-            return false;
+            // Another certificate, or none, is a fault of the new one; a listener that cannot be reached says nothing.
+            let is_unreachable =
+                matches!(&seen, Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused);
+            return is_unreachable;
         }
         tokio::time::sleep(PROBE_PAUSE).await;
     }

@@ -234,4 +234,6 @@ const REST_MS: u64 = 1000;
 pub const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// For how many tenants at most, each time.
 pub const MAX_PUBLISHED: usize = 1000;
+/// What other routers said is worth something for so long.
+pub const BELIEVED_FOR: Duration = Duration::from_secs(1);
 const IN_FLIGHT_LIFE_MS: u64 = 2000;

@@ -4,6 +4,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local arrival = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+-- What was used up under other limits is no debt under these.
+arrival = math.min(arrival, now + burst * interval)
 local room = math.floor((burst * interval - (arrival - now)) / interval)
 if room < 1 then
     return {0, math.ceil((arrival + interval - burst * interval - now) / 1000)}

@@ -44,10 +44,8 @@ impl Topics {
         let (keys, tickets) = (self.keys.clone(), self.tickets.clone());
         let (challenges, orders) = (self.challenges.clone(), self.orders.clone());
         Box::new(move |topic| match topic {
-            Topic::Keys => {
-                keys.notify_one();
-                tickets.notify_one();
-            }
+            Topic::Keys => keys.notify_one(),
+            Topic::Tickets => tickets.notify_one(),
             Topic::Challenges => challenges.notify_one(),
             Topic::Orders => orders.notify_one(),
         })

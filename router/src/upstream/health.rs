@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use gmah_shared::dns::{Dns, DnsError};
 use gmah_shared::hostname::Hostname;
 use http_body_util::Empty;
@@ -75,12 +76,13 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Option<()> {
         .header(http::header::USER_AGENT, "gmah-router")
         .body(Empty::<Bytes>::new())
         .ok()?;
-    let answer = async { sender.send_request(request).await.ok() };
-    tokio::select! {
-        answer = answer => answer?.status().is_success().then_some(()),
-        // The other side ended the connection without an answer.
-        _ = connection => None,
-    }
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // Where the backend closes it, the connection ends with its answer: whether there was one, the answer knows.
+        _ = connection => answer.now_or_never()?,
+    };
+    answer.ok()?.status().is_success().then_some(())
 }
 
 /// Resolves the names of a pool, again and again. What cannot be resolved stays where it was.

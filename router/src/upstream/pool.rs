@@ -81,7 +81,7 @@ impl Pool {
     pub fn pick(&self, avoid: Option<SocketAddr>) -> Option<Lease> {
         let all = self.endpoints.load();
         if let [only] = &all[..] {
-            return only.is_available().then(|| only.lease());
+            return (!only.is_down()).then(|| only.lease());
         }
         let n = all.len();
         if n == 0 {
@@ -92,7 +92,9 @@ impl Pool {
         let at = rand::random_range(0..n);
         let mut healthy = all[at..].iter().chain(&all[..at]).filter(well);
         let Some(first) = healthy.next() else {
-            return all.iter().find(|e| e.is_available()).map(Endpoint::lease);
+            // Left out because requests failed is better than nothing; out by what it was asked is not.
+            let left = all.iter().find(|e| e.is_available()).or_else(|| all.iter().find(|e| !e.is_down()));
+            return left.map(Endpoint::lease);
         };
         let rest = healthy.clone().count();
         if rest == 0 {

@@ -8,9 +8,9 @@ alter table plans
     add column weight int not null default 1 check (weight between 1 and 1000);
 
 update plans set (requests_per_second, request_burst, concurrent_requests, max_body_bytes, weight) =
-    (50, 200, 50, 10485760, 1) where key = 'starter';
+    (200, 2000, 500, 33554432, 1) where key = 'starter';
 update plans set (requests_per_second, request_burst, concurrent_requests, max_body_bytes, weight) =
-    (200, 800, 200, 33554432, 2) where key = 'community';
+    (1000, 5000, 1000, 33554432, 2) where key = 'community';
 update plans set (concurrent_requests, weight) = (2000, 4) where key = 'professional';
 update plans set weight = 8 where key = 'enterprise';
 

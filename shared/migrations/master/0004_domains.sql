@@ -18,6 +18,15 @@ drop index organization_domains_held;
 create unique index organization_domains_held on organization_domains (hostname)
     where status in ('verified', 'active', 'moved');
 
+-- Readers hear of a name only when what they hold of it changed, not whenever it was looked at: an entry that was ended
+-- is not served while the master is away.
+drop trigger organization_domains_changed on organization_domains;
+create trigger organization_domains_made_or_gone after insert or delete on organization_domains
+    for each row execute function organization_part_changed();
+create trigger organization_domains_changed after update on organization_domains for each row
+    when ((old.status, old.hostname, old.organization_id) is distinct from (new.status, new.hostname, new.organization_id))
+    execute function organization_part_changed();
+
 alter table certificates
     add column domain_id uuid references organization_domains (id) on delete cascade,
     add column order_id uuid,
@@ -77,7 +86,7 @@ end $$;
 create trigger acme_challenges_changed after insert or update or delete on acme_challenges
     for each statement execute function edge_part_changed('challenges');
 create trigger ticket_secrets_changed after insert or delete on ticket_secrets
-    for each statement execute function edge_part_changed('keys');
+    for each statement execute function edge_part_changed('tickets');
 create trigger certificate_orders_changed after insert on certificate_orders
     for each statement execute function edge_part_changed('orders');
 

@@ -41,8 +41,10 @@ pub struct Listeners {
 /// What may change beside organisations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
-    /// Signing keys, or secrets of session tickets.
+    /// Signing keys.
     Keys,
+    /// Secrets of session tickets.
+    Tickets,
     /// Proofs for the certificate authority.
     Challenges,
     /// Names that need a certificate.
@@ -50,11 +52,12 @@ pub enum Topic {
 }
 
 impl Topic {
-    const ALL: [Self; 3] = [Self::Keys, Self::Challenges, Self::Orders];
+    const ALL: [Self; 4] = [Self::Keys, Self::Tickets, Self::Challenges, Self::Orders];
 
     fn parse(text: &str) -> Option<Self> {
         match text {
             "keys" => Some(Self::Keys),
+            "tickets" => Some(Self::Tickets),
             "challenges" => Some(Self::Challenges),
             "orders" => Some(Self::Orders),
             _ => None,

@@ -107,8 +107,8 @@ async fn pebble(dev: &Dev, dns: &Dns, file: PathBuf, directory: SocketAddr, mana
         .arg("-config")
         .arg(&file)
         .args(["-dnsserver", &dns.address.to_string()])
-        // A third of all nonces are refused, as an authority may do at any time.
-        .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "33"), ("PEBBLE_AUTHZREUSE", "0")])
+        // Nonces are refused now and then, as an authority may do at any time.
+        .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "15"), ("PEBBLE_AUTHZREUSE", "0")])
         .stdout(log.try_clone().expect("log"))
         .stderr(Stdio::from(log))
         .kill_on_drop(true)

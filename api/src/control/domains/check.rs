@@ -92,32 +92,48 @@ async fn round(settings: &Settings, master: &Pool, dns: &Dns) -> Result<usize, C
          {DUE} where d.id in (select id from taken)"
     );
     let rows = client.query(&sql, &[&overdue, &grace, &BATCH]).await.during("taking names that are due")?;
-    for row in &rows {
-        look(&client, settings, dns, due(row)?).await?;
+    // At once, so that one slow zone holds up nobody.
+    let looks = rows.iter().map(|row| async { look(&client, settings, dns, due(row)?).await });
+    for result in futures::future::join_all(looks).await {
+        if let Err(e) = result {
+            tracing::warn!(error = %e, "a name was not checked");
+        }
     }
     Ok(rows.len())
 }
 
 /// Looks at one name and writes down what was seen.
 async fn look(client: &Client, settings: &Settings, dns: &Dns, due: Due) -> Result<(), ControlError> {
-    let acme = settings.acme.as_ref();
-    let seen = domain::check(dns, &due.claim, &settings.domains, &settings.target_base, acme).await;
+    // What authorities are allowed is asked before a certificate is: one that is served is not worse for it.
+    let is_served = matches!(due.status.as_str(), "active" | "moved");
+    let acme = settings.acme.as_ref().filter(|_| !is_served);
+    let check = domain::check(dns, &due.claim, &settings.domains, &settings.target_base, acme);
+    let seen = tokio::time::timeout(CHECK_TIMEOUT, check).await;
+    let seen = seen.unwrap_or_else(|_| Err(Fault::Unknown("it took too long".into())));
     let hostname = &due.claim.hostname;
     match (due.status.as_str(), seen) {
         ("pending" | "failed", Ok(())) => proven(client, settings, &due).await,
         (_, Ok(())) => {
             // Back, if it had moved; whatever was wrong is not any more.
             let sql = "update organization_domains set
-                    status = case when status = 'moved' then 'active' else status end,
+                    status = case
+                        when status = 'moved' then 'active'
+                        when status = 'verified' and exists (select 1 from certificates where domain_id = $1)
+                            then 'active'
+                        else status end,
                     reason = case when status = 'verified' then reason end, failures = 0, moved_at = null,
                     checked_at = now(), next_check_at = now() + make_interval(secs => $2), updated_at = now()
                 where id = $1 and status in ('verified', 'active', 'moved')";
+            if settings.acme.is_some() {
+                // Also for names that were proven before there was an authority.
+                order(client, due.id).await?;
+            }
             client.execute(sql, &[&due.id, &jittered(*settings.domains.recheck_every)]).await
                 .during("writing what was seen")?;
             Ok(())
         }
         ("pending" | "failed", Err(fault)) => {
-            let gone = due.is_overdue && fault.is_certain();
+            let gone = due.is_overdue;
             let pause = doubled(*settings.domains.retry_after, due.failures, MAX_PAUSE);
             let sql = "update organization_domains set
                     status = case when $3 then 'failed' else 'pending' end, reason = $2, failures = failures + 1,
@@ -163,35 +179,40 @@ async fn still_there(
 /// more.
 async fn proven(client: &Client, settings: &Settings, due: &Due) -> Result<(), ControlError> {
     let status = if settings.acme.is_some() { "verified" } else { "active" };
-    let sql = "with before as (
-            update organization_domains set status = 'removed', reason = 'proven by another organisation',
+    // Only what was checked: given up and claimed anew meanwhile, it has another proof to bring.
+    let sql = "with mine as (
+            select id, hostname from organization_domains
+            where id = $1 and status in ('pending', 'failed') and nonce = $4 for update),
+        before as (
+            update organization_domains d set status = 'removed', reason = 'proven by another organisation',
                 updated_at = now()
-            where hostname = (select hostname from organization_domains where id = $1) and id <> $1
-              and status = 'moved' returning id)
-        update organization_domains set status = $2, reason = null, failures = 0, verified_at = now(), moved_at = null,
-            checked_at = now(), next_check_at = now() + make_interval(secs => $3), updated_at = now()
-        where id = $1 and status in ('pending', 'failed') and (select count(*) from before) >= 0";
+            from mine where d.hostname = mine.hostname and d.id <> mine.id and d.status = 'moved' returning d.id)
+        update organization_domains d set
+            status = case when $2 = 'verified' and exists (
+                select 1 from certificates c where c.domain_id = d.id and c.not_after > now()) then 'active' else $2 end,
+            reason = null, failures = 0, verified_at = now(),
+            moved_at = null, checked_at = now(), next_check_at = now() + make_interval(secs => $3), updated_at = now()
+        from mine where d.id = mine.id and (select count(*) from before) >= 0";
     let every = jittered(*settings.domains.recheck_every);
-    match client.execute(sql, &[&due.id, &status, &every]).await {
+    match client.execute(sql, &[&due.id, &status, &every, &due.claim.nonce]).await {
+        Ok(0) => return Ok(()),
         Ok(_) => {}
         // Two at once: the index decides.
         Err(e) if e.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
             let sql =
                 "update organization_domains set status = 'failed', checked_at = now(), updated_at = now(),
-                reason = 'the name is held by another organisation' where id = $1";
-            return client.execute(sql, &[&due.id]).await.during("writing what was seen").map(drop);
+                reason = 'the name is held by another organisation'
+                where id = $1 and status in ('pending', 'failed') and nonce = $2";
+            return client
+                .execute(sql, &[&due.id, &due.claim.nonce])
+                .await
+                .during("writing what was seen")
+                .map(drop);
         }
         Err(e) => return Err(e).during("writing what was seen"),
     }
     if settings.acme.is_some() {
-        client
-            .execute(
-                "insert into certificate_orders (domain_id) values ($1)
-                 on conflict (domain_id) do update set due_at = now(), attempts = 0, last_error = null",
-                &[&due.id],
-            )
-            .await
-            .during("asking for a certificate")?;
+        order(client, due.id).await?;
     }
     tracing::info!(hostname = %due.claim.hostname, status, "a name is proven");
     Ok(())
@@ -200,6 +221,18 @@ async fn proven(client: &Client, settings: &Settings, due: &Due) -> Result<(), C
 /// Seconds after which a claim has failed, and a name that moved is given up.
 fn limits(settings: &Settings) -> (f64, f64) {
     (settings.domains.give_up_after.as_secs_f64(), settings.domains.grace.as_secs_f64())
+}
+
+/// Asks for a certificate, unless one is asked for already. Whoever dies before this is made up for by the next look.
+async fn order(client: &Client, domain: Uuid) -> Result<(), ControlError> {
+    client
+        .execute(
+            "insert into certificate_orders (domain_id) values ($1) on conflict (domain_id) do nothing",
+            &[&domain],
+        )
+        .await
+        .during("asking for a certificate")
+        .map(drop)
 }
 
 fn due(row: &Row) -> Result<Due, ControlError> {
@@ -220,6 +253,8 @@ fn due(row: &Row) -> Result<Due, ControlError> {
     })
 }
 
+/// For all that is asked of one name.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest pause between two checks of a name that is not proven.
 const MAX_PAUSE: Duration = Duration::from_secs(6 * 3600);
 

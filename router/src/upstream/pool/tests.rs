@@ -72,6 +72,9 @@ fn failing_backends_are_left_out_but_never_most_of_them() {
         (0..10).for_each(|_| pool.failed(endpoint));
         assert!(endpoint.is_available(), "half of the pool at most");
     }
+    all[1].set_down();
+    all[2].set_down();
+    assert_eq!(pool.pick(None).expect("better than nothing").0.address, address(1));
     let only = super::tests::pool(1, |_| {});
     (0..10).for_each(|_| only.failed(&only.endpoints()[0]));
     assert!(only.pick(None).is_some(), "the only one is always tried");
