@@ -53,7 +53,7 @@ pub(crate) struct DevArgs {
     /// Throws the data away first.
     #[arg(long)]
     reset: bool,
-    /// Appended to the configuration that is written: sections like [acme], [dns] or [router.limits].
+    /// Appended to the configuration that is written: sections like `acme`, `dns` or `router.limits`.
     #[arg(long, value_name = "FILE")]
     extra_config: Option<PathBuf>,
     /// Folder with PostgreSQL's programs. Default: the newest found on this machine.

@@ -1,7 +1,7 @@
 //! Step 8: which pool, which of its backends, with which deadlines, and which failures may be tried again.
 //!
 //! A path belongs to the rule with the longest prefix; an organisation with backends of its own has another pool in that
-//! one's place. Backends are asked how they are ([`health`]), left out when requests to them fail ([`endpoint`]), found
+//! one's place. Backends are asked how they are (`health`), left out when requests to them fail ([`endpoint`]), found
 //! again when their names move, and picked by how busy they are ([`pool`]).
 
 pub mod endpoint;
