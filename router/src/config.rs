@@ -53,6 +53,8 @@ pub struct Router {
     /// For this long browsers use HTTPS only (`Strict-Transport-Security`, RFC 6797). Default 365 days.
     #[serde(default = "hsts")]
     pub hsts_max_age: HumanDuration,
+    /// A line for each request. Default: none.
+    pub access_log: Option<AccessLog>,
     /// Where routers share what they count. Default: each counts by itself.
     pub shared_limits: Option<toml::Spanned<SharedLimits>>,
     /// Backends, by the name of their pool.
@@ -139,6 +141,41 @@ pub struct Proxies {
     pub forwarded_from: Vec<IpNet>,
 }
 
+/// `[router.access_log]`: JSON lines, in files with the day in their names.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLog {
+    /// One file for all, like `/var/log/gmah/access.log` (of which `access-2026-11-22.log` is made).
+    pub file: Option<PathBuf>,
+    /// A folder with a file for each organisation.
+    pub per_tenant: Option<PathBuf>,
+    /// Which part of the requests that were served is written, from 0 to 1; those that failed all are. Default 1.
+    pub sample: Part,
+    /// Files of days before that are removed. Default 30.
+    pub retention_days: Within<1, 3650>,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { file: None, per_tenant: None, sample: Part(1.0), retention_days: Within::new(30) }
+    }
+}
+
+/// From 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part(pub f64);
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let part = f64::deserialize(d)?;
+        if (0.0..=1.0).contains(&part) {
+            Ok(Self(part))
+        } else {
+            Err(serde::de::Error::custom("must be from 0 to 1"))
+        }
+    }
+}
+
 /// `[router.shared_limits]`: a Redis or Valkey, as `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. An address with a
 /// password does not stand in the configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -195,6 +232,13 @@ impl RouterConfig {
         config.router.check_routes().map_err(|(key, message)| file.at_key(&key, &message))?;
         for pool in config.router.pools.values_mut() {
             pool.ca_file = pool.ca_file.as_deref().map(|f| file.resolve(f));
+        }
+        if let Some(log) = &mut config.router.access_log {
+            if log.file.is_none() && log.per_tenant.is_none() {
+                return Err(file.at_key("router.access_log.file", "file, per_tenant or both"));
+            }
+            log.file = log.file.as_deref().map(|f| file.resolve(f));
+            log.per_tenant = log.per_tenant.as_deref().map(|f| file.resolve(f));
         }
         if let Some(shared) = &mut config.router.shared_limits {
             let at = shared.span().start;

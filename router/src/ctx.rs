@@ -106,6 +106,10 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// Whether the client asks for a WebSocket.
     pub is_upgrade: bool,
+    /// How long it took until the organisation was known.
+    pub lookup: Duration,
+    /// When a backend was first asked, and how long it took until one began to answer.
+    pub upstream: Option<(Instant, Option<Duration>)>,
     /// Its place among the tenant's requests.
     pub slot: Option<Slot>,
     /// Largest body that this tenant may send here.
@@ -147,6 +151,8 @@ impl RequestCtx {
             lease: None,
             deadline: None,
             is_upgrade: false,
+            lookup: Duration::ZERO,
+            upstream: None,
             slot: None,
             max_body: 0,
             token: None,

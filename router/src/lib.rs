@@ -14,9 +14,10 @@
 //! 7. [`headers`]: what the client sent under our names goes, our token and forwarding headers are set last.
 //! 8. [`upstream`]: a backend is picked, with deadlines, and tried again where nothing can run twice.
 //!
-//! [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
+//! [`access`] writes down what became of it. [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
 //! far; [`reject`] is the table of everything that the edge answers by itself, [`page`] how that looks in a browser.
 
+pub mod access;
 pub mod acme;
 pub mod authority;
 pub mod certs;

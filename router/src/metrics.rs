@@ -29,6 +29,8 @@ pub struct Metrics {
     pub catalog_connected: IntGauge,
     /// Attempts that were tried again.
     pub retries: IntCounter,
+    /// Lines of the access log that were not written, because the disk was too slow.
+    pub access_log_dropped: IntCounter,
     /// Whether counters are shared with other routers right now.
     pub shared_limits: IntGauge,
     /// Questions to the shared counters without an answer.
@@ -153,6 +155,10 @@ impl Metrics {
                 "gmah_router_retries_total",
                 "Attempts at a backend that were tried again.",
             )?,
+            access_log_dropped: IntCounter::new(
+                "gmah_router_access_log_dropped_total",
+                "Lines of the access log that were not written.",
+            )?,
             shared_limits: IntGauge::new(
                 "gmah_router_shared_limits_connected",
                 "1 while counters are shared with other routers.",
@@ -187,6 +193,7 @@ impl Metrics {
         r.register(Box::new(metrics.connections.clone()))?;
         r.register(Box::new(metrics.catalog_connected.clone()))?;
         r.register(Box::new(metrics.retries.clone()))?;
+        r.register(Box::new(metrics.access_log_dropped.clone()))?;
         r.register(Box::new(metrics.shared_limits.clone()))?;
         r.register(Box::new(metrics.shared_limits_failures.clone()))?;
         for vec in [

@@ -19,6 +19,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::access;
 use crate::authority;
 use crate::certs::challenges::{self, Challenges};
 use crate::config::Proxies;
@@ -40,6 +41,8 @@ pub struct Edge {
     pub live: live::Handle,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Where requests are logged.
+    pub access: Option<access::Log>,
     /// Proofs for the certificate authority.
     pub challenges: Arc<Challenges>,
     /// Port of HTTPS as browsers see it.
@@ -90,6 +93,8 @@ impl Edge {
             Some(route) => route,
             None => self.resolver.get(&name).await?,
         };
+        ctx.lookup = ctx.began.elapsed();
+        ctx.host = Some(host.clone());
         ctx.series = Some(self.resolver.series(&route));
         if !ctx.is_tls {
             return Ok(Admitted::Redirect(host));
@@ -321,6 +326,38 @@ enum Admitted {
     Proof(String),
 }
 
+/// What is logged of a request.
+fn line<'a>(
+    request: &'a RequestHeader,
+    ctx: &'a RequestCtx,
+    status: u16,
+    took: Duration,
+    sent: u64,
+) -> access::Line<'a> {
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let path = request.uri.path();
+    let end = (0..=path.len().min(MAX_LOGGED_PATH)).rev().find(|n| path.is_char_boundary(*n)).unwrap_or(0);
+    access::Line {
+        at: time::OffsetDateTime::now_utc() - took,
+        request_id: &ctx.request_id,
+        tenant: ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
+        host: ctx.host.as_ref().map(Hostname::as_str),
+        method: request.method.as_str(),
+        path: &path[..end],
+        protocol: if request.version == http::Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+        tls: ctx.is_tls,
+        status,
+        reason: ctx.rejection.map(Rejection::label),
+        duration_ms: ms(took),
+        upstream_ms: ctx.upstream.and_then(|(_, took)| took).map(ms),
+        lookup_ms: ms(ctx.lookup),
+        attempts: ctx.attempts,
+        bytes_in: ctx.bytes_in,
+        bytes_out: sent,
+        client: ctx.client,
+    }
+}
+
 /// Whose request it is, which a configured proxy may say.
 fn client(proxies: &Proxies, connection: IpAddr, request: &RequestHeader) -> IpAddr {
     if proxies.forwarded_from.is_empty() {
@@ -399,6 +436,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
+        ctx.upstream.get_or_insert((Instant::now(), None));
         if ctx.attempts > 1 {
             // The body comes again from the framework's buffer.
             ctx.bytes_in = 0;
@@ -465,6 +503,9 @@ impl ProxyHttp for Proxy {
         }
         if let Some(lease) = &ctx.lease {
             lease.0.succeeded();
+        }
+        if let Some((asked, took)) = &mut ctx.upstream {
+            *took = Some(asked.elapsed());
         }
         let session: &mut ServerSession = session.as_mut();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -591,6 +632,9 @@ impl ProxyHttp for Proxy {
         } else {
             ctx.abandoned();
         }
+        if let Some(log) = self.0.access.as_ref().filter(|log| log.wants(status)) {
+            log.write(&line(session.req_header(), ctx, status, took, sent));
+        }
         tracing::debug!(
             request_id = ctx.request_id,
             tenant.slug = ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
@@ -603,6 +647,7 @@ impl ProxyHttp for Proxy {
     }
 }
 
+const MAX_LOGGED_PATH: usize = 1024;
 const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
 /// How often a request that waits looks whether it may go on.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

@@ -31,6 +31,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Log;
 use crate::acme::Acme;
 use crate::admin::Admin;
 use crate::certs::tickets::Tickets;
@@ -87,6 +88,9 @@ pub enum StartError {
         /// Why.
         cause: std::io::Error,
     },
+    /// A file or folder of the access log.
+    #[error("router.access_log: {0}")]
+    AccessLog(std::io::Error),
     /// The counters that routers share.
     #[error("router.shared_limits: {0}")]
     SharedLimits(String),
@@ -233,7 +237,10 @@ pub async fn start_on(
     });
     let shared = shared.transpose().map_err(StartError::SharedLimits)?;
     let limiters = Limiters::new(config.limits.max_in_flight.get(), shared);
+    let access = config.access_log.as_ref().map(|log| Log::open(log, metrics.access_log_dropped.clone()));
+    let access = access.transpose().map_err(StartError::AccessLog)?;
     let edge = Arc::new(Edge {
+        access,
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
         live: live.clone(),
         metrics: metrics.clone(),

@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod access;
 mod backends;
 mod bounds;
 mod catalog;

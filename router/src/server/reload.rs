@@ -99,6 +99,7 @@ fn unchanged(old: &Router, new: &Router) -> Result<(), ReloadError> {
         ("router.workers", old.workers == new.workers),
         ("router.upstream_idle", old.upstream_idle == new.upstream_idle),
         ("router.upgrade_socket", old.upgrade_socket == new.upgrade_socket),
+        ("router.access_log", old.access_log == new.access_log),
         ("router.shared_limits", shared(old) == shared(new)),
     ];
     match fixed.iter().find(|(_, same)| !same) {
