@@ -9,8 +9,8 @@ use http::{Method, Response, StatusCode, header};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 
+use crate::edge::Edge;
 use crate::metrics::Metrics;
-use crate::proxy::Edge;
 
 /// What the admin listener shows.
 pub(crate) struct Admin {

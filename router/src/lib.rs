@@ -14,7 +14,7 @@
 //! 7. [`headers`]: what the client sent under our names goes, our token and forwarding headers are set last.
 //! 8. [`upstream`]: a backend is picked, with deadlines, and tried again where nothing can run twice.
 //!
-//! [`access`] writes down what became of it. [`proxy`] is the framework's trait, each phase a call to one of the above; [`ctx`] is what is known of a request so
+//! [`access`] writes down what became of it. [`proxy`] is the framework's trait, each phase a call to one of the above, put together in [`edge`]; [`ctx`] is what is known of a request so
 //! far; [`reject`] is the table of everything that the edge answers by itself, [`page`] how that looks in a browser.
 
 pub mod access;
@@ -24,6 +24,7 @@ pub mod certs;
 pub mod config;
 pub mod connection;
 pub mod ctx;
+pub mod edge;
 pub mod head;
 pub mod headers;
 pub mod limits;

@@ -16,7 +16,7 @@ fn metrics(router: &gmah_router::server::RunningRouter) -> Metrics {
 }
 
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("length").to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];
     bytes.extend(stream.to_be_bytes());
@@ -25,25 +25,25 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The preface and empty settings.
-fn preface() -> Vec<u8> {
+pub(crate) fn preface() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(4, 0, 0, &[]));
     bytes
 }
 
 /// A header block (RFC 7541) for `GET / https` at that host, nothing indexed.
-fn get_block(host: &str) -> Vec<u8> {
+pub(crate) fn get_block(host: &str) -> Vec<u8> {
     let mut block = vec![0x82, 0x87, 0x84, 0x01, u8::try_from(host.len()).expect("short")];
     block.extend(host.as_bytes());
     block
 }
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const GOAWAY: u8 = 7;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// The error code of the GOAWAY in what a server sent, if there is one.
 fn goaway(mut bytes: &[u8]) -> Option<u32> {

@@ -15,6 +15,7 @@ mod dev;
 mod domains;
 mod drain;
 mod faults;
+mod framing;
 mod headers;
 mod hosts;
 mod isolation;
