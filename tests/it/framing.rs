@@ -123,11 +123,10 @@ async fn m16_m18_m19_malformed_streams_and_their_neighbours() {
         let answered = kinds.contains(&(HEADERS, 1));
         assert!(refused || answered, "{name}: {kinds:?}");
         let seen = origin.take();
-        assert!(seen.len() <= 1, "{name}: {}", seen.len());
-        assert!(
-            seen.iter().all(|r| r.head.starts_with("GET / ") && r.all("x-a").is_empty()),
-            "{name}: {seen:?}"
-        );
+        // A head goes on before its body is there: what is wrong with a body is never forwarded, its head may be.
+        let gets = seen.iter().filter(|r| r.head.starts_with("GET / ")).count();
+        assert!(gets <= 1 && seen.len() - gets <= usize::from(name.contains("body")), "{name}: {seen:?}");
+        assert!(seen.iter().all(|r| r.all("x-a").is_empty() && r.body.is_empty()), "{name}: {seen:?}");
         assert_eq!(client.get(&paris, "/", &[]).await.status, 200, "{name}");
         origin.take();
     }
