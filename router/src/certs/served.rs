@@ -49,6 +49,8 @@ impl Served {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = tickets;
         config.send_tls13_tickets = 1;
+        // Ours goes first among what a client offers.
+        config.ignore_client_order = true;
         // 0-RTT data could be replayed (RFC 8470), so none is taken.
         config.max_early_data_size = 0;
         Ok(Self { config: Arc::new(config), names: names.into() })
