@@ -127,7 +127,7 @@ impl Acme {
     pub async fn run(self) -> std::convert::Infallible {
         loop {
             loop {
-                match self.take().await {
+                match in_time(self.take()).await {
                     Ok(Some(job)) => self.work(job).await,
                     Ok(None) => break,
                     Err(e) => {
@@ -156,7 +156,7 @@ impl Acme {
                 let paused = matches!(e, AcmeError::Budget | AcmeError::Pause { .. });
                 self.metrics.order(if paused { OrderResult::Paused } else { OrderResult::Failed });
                 tracing::warn!(hostname = %hostname, error = %e, "no certificate");
-                self.put_off(&job, e).await
+                in_time(self.put_off(&job, e)).await
             }
         };
         if let Err(e) = written {
@@ -256,6 +256,12 @@ impl Acme {
     }
 }
 
+/// What is asked of the master alone has a deadline of its own: a connection may look alive and answer nothing.
+async fn in_time<T>(asked: impl Future<Output = Result<T, AcmeError>>) -> Result<T, AcmeError> {
+    tokio::time::timeout(MASTER_TIMEOUT, asked).await.unwrap_or(Err(AcmeError::Timeout))
+}
+
+const MASTER_TIMEOUT: Duration = Duration::from_secs(20);
 /// An order takes less than this, all in all.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
 /// Longer than that, so that nobody else begins while somebody may still be at it.

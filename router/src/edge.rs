@@ -120,7 +120,6 @@ impl Edge {
         ctx.deadline = deadline(&pool, Instant::now());
         pool.began();
         ctx.pool = Some(pool);
-        ctx.host = Some(host);
         ctx.is_neutral = is_neutral;
         ctx.name = Some(name);
         if let Some(target) = rewritten {

@@ -188,6 +188,29 @@ async fn t09_orders_that_fail_are_put_off_and_harm_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orders_of_an_hour_have_a_bound() {
+    let edge = Edge::start("http-01").await;
+    let (dev, name) = (&edge.dev, "shop.example.org");
+    // As many as the configuration's default allows.
+    dev.execute("gmah_master", "insert into acme_orders (hostname) select 'x' from generate_series(1, 100)")
+        .await;
+    edge.prove("paris", name).await;
+    dev.cli_json(&["domain", "verify", name]).await;
+    let state = || edge.state("paris", name);
+    let (status, reason) =
+        eventually("told", Duration::from_secs(15), state, |(_, r)| r.contains("orders of this hour")).await;
+    assert_eq!(status, "verified", "{reason}");
+    assert_eq!(dev.value("gmah_master", "select count(*) from acme_orders").await, "100");
+    assert_eq!(
+        dev.value("gmah_master", "select attempts from certificate_orders").await,
+        "0",
+        "not a failure"
+    );
+    dev.execute("gmah_master", "delete from acme_orders; update certificate_orders set due_at = now()").await;
+    edge.until("paris", name, "active").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn t18_a_name_that_moved_away_goes_after_its_grace() {
     let edge = Edge::start("http-01").await;
     let (dev, name) = (&edge.dev, "shop.example.org");
@@ -243,6 +266,17 @@ async fn t16_names_that_are_nobodys_to_claim() {
     ] {
         assert_eq!(dev.cli(&args).await.status.code(), Some(code), "{args:?}");
     }
+    // So many names and no more.
+    dev.execute(
+        "gmah_master",
+        "insert into organization_domains (hostname, organization_id, status)
+         select 'n' || n || '.example.com', (select id from organizations where slug = 'lyon'), 'failed'
+         from generate_series(1, 99) n",
+    )
+    .await;
+    assert!(dev.cli(&["domain", "add", "lyon", "hundredth.example.org"]).await.status.success());
+    let refused = dev.cli(&["domain", "add", "lyon", "one-more.example.org"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     // Without an authority a proven name needs nothing more; here it is not proven, which each is told.
     let out = dev.cli(&["domain", "verify"]).await;
     assert_eq!(out.status.code(), Some(3));

@@ -64,7 +64,7 @@ pub(super) async fn keep_tickets(
             make_ticket_secret(&store, &key).await?;
             store.ticket_secrets().await
         };
-        match kept.await {
+        match tokio::time::timeout(MASTER_TIMEOUT, kept).await.unwrap_or(Err(StoreError::Timeout)) {
             Ok(secrets) => tickets.exchange(&secrets),
             Err(e) => tracing::debug!(error = %e, "secrets of session tickets not read"),
         }
@@ -84,9 +84,11 @@ async fn make_ticket_secret(store: &Store, key: &MasterKey) -> Result<(), StoreE
          where not exists (select 1 from ticket_secrets where created_at > now() - interval '12 hours')",
         &params,
     );
-    let made = tokio::time::timeout(Duration::from_secs(5), made).await.map_err(|_| StoreError::Timeout)?;
-    made.map(drop).map_err(StoreError::Query)
+    made.await.map(drop).map_err(StoreError::Query)
 }
+
+/// For one round of questions to the master.
+const MASTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads the proofs for the certificate authority at a notice, and now and then.
 pub(super) async fn keep_challenges(
