@@ -131,7 +131,8 @@ async fn serve(
     };
     let ready = async {
         let hosts: Vec<_> = organisations.tenants.iter().map(|t| t.host.clone()).collect();
-        probe::until_served(router.https, &dir.ca(), &hosts, Duration::from_secs(30)).await?;
+        let is_ordered = settings.acme.as_ref().is_some_and(|a| a.wildcard.is_some());
+        probe::until_served(router.https, &dir.ca(), is_ordered, &hosts, Duration::from_secs(30)).await?;
         let info = summary::Info {
             https: router.https,
             http: router.http,

@@ -25,6 +25,9 @@ pub struct Line<'a> {
     pub at: OffsetDateTime,
     /// As in the response.
     pub request_id: &'a str,
+    /// Of the trace, where the request is traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// Who was served, or refused; absent for hosts that are nobody's.
     #[serde(rename = "tenant.slug", skip_serializing_if = "Option::is_none")]
     pub tenant: Option<&'a str>,
@@ -259,6 +262,7 @@ mod tests {
         let line = Line {
             at: OffsetDateTime::now_utc(),
             request_id: "id",
+            trace_id: None,
             tenant: Some("lyon"),
             host: Some("lyon.gmah.com"),
             method: "GET",

@@ -6,11 +6,14 @@
 //!   └──────────────── back-off, or what Retry-After says ◄── anything else
 //! ```
 //!
+//! The base domain and its wildcard are ordered in the same way where a program can make the DNS say so ([`hook`]).
+//!
 //! What is due stands in `certificate_orders`; a router takes one row at a time and raises its fence, so that whoever was
 //! thought dead and is not writes nothing any more. Nothing is due because somebody knocked: rows come from names that
 //! were proven.
 
 mod account;
+mod hook;
 mod install;
 mod order;
 
@@ -46,15 +49,77 @@ pub struct Acme {
     held: Arc<dyn Invalidate>,
     /// This router, as holder of leases.
     me: Uuid,
-    wake: Arc<Notify>,
+    wake: Wake,
 }
 
-/// A name whose certificate is due, taken.
+/// Whom notices wake.
+#[derive(Debug, Clone, Default)]
+pub struct Wake {
+    /// A customer's certificate is due.
+    pub claims: Arc<Notify>,
+    /// The base domain's is due.
+    pub base_order: Arc<Notify>,
+    /// The base domain's own certificate has changed.
+    pub base: Arc<Notify>,
+}
+
+/// A certificate that is due, taken.
 pub(crate) struct Job {
-    domain: Uuid,
+    order: Uuid,
     fence: i64,
     attempts: i32,
-    claim: Claim,
+    subject: Subject,
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone)]
+pub(crate) enum Subject {
+    /// A customer's name.
+    Claim { domain: Uuid, claim: Claim },
+    /// The base domain and every name right below it.
+    Base(Hostname),
+}
+
+/// Which orders a task looks after. Each has one of its own: the DNS may take minutes, and customers need not wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orders {
+    /// Customers' names.
+    Claims,
+    /// The base domain.
+    Base,
+}
+
+impl Subject {
+    /// The name that the probe asks for, and that is logged.
+    pub(crate) const fn hostname(&self) -> &Hostname {
+        match self {
+            Self::Claim { claim, .. } => &claim.hostname,
+            Self::Base(base) => base,
+        }
+    }
+
+    /// The names of the certificate.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Self::Claim { claim, .. } => vec![claim.hostname.to_string()],
+            Self::Base(base) => vec![base.to_string(), format!("*.{base}")],
+        }
+    }
+
+    /// What the key is sealed for.
+    pub(crate) fn context(&self) -> String {
+        match self {
+            Self::Claim { domain, .. } => format!("certificates/{domain}"),
+            Self::Base(base) => format!("certificates/*.{base}"),
+        }
+    }
+
+    const fn timeout(&self) -> Duration {
+        match self {
+            Self::Claim { .. } => ORDER_TIMEOUT,
+            Self::Base(_) => BASE_TIMEOUT,
+        }
+    }
 }
 
 /// Why there is no certificate. The sentences are for operators and for whoever runs the name's zone.
@@ -79,6 +144,10 @@ pub(crate) enum AcmeError {
     Probe,
     #[error("another router took over")]
     Fenced,
+    #[error("acme.wildcard.hook: {0}")]
+    Hook(String),
+    #[error("{0} has no TXT record {1}, though the hook said so")]
+    Invisible(String, String),
 }
 
 impl From<tokio_postgres::Error> for AcmeError {
@@ -99,7 +168,7 @@ impl Acme {
         dns: Dns,
         metrics: Arc<Metrics>,
         listener: (SocketAddr, Proxies, Arc<dyn Invalidate>),
-        wake: Arc<Notify>,
+        wake: Wake,
     ) -> Result<Self, String> {
         let (mut probe, proxies, held) = listener;
         if probe.ip().is_unspecified() {
@@ -124,10 +193,10 @@ impl Acme {
     }
 
     /// Works for as long as the program runs.
-    pub async fn run(self) -> std::convert::Infallible {
+    pub async fn run(self: Arc<Self>, orders: Orders) -> std::convert::Infallible {
         loop {
             loop {
-                match in_time(self.take()).await {
+                match in_time(self.take(orders)).await {
                     Ok(Some(job)) => self.work(job).await,
                     Ok(None) => break,
                     Err(e) => {
@@ -137,14 +206,18 @@ impl Acme {
                 }
             }
             let pause = self.acme.poll.mul_f64(rand::random_range(0.8..1.2));
+            let wake = match orders {
+                Orders::Claims => &self.wake.claims,
+                Orders::Base => &self.wake.base_order,
+            };
             // Woken by a notice or by the clock; it looks for everything either way.
-            let _ = tokio::time::timeout(pause, self.wake.notified()).await;
+            let _ = tokio::time::timeout(pause, wake.notified()).await;
         }
     }
 
     async fn work(&self, job: Job) {
-        let hostname = job.claim.hostname.clone();
-        let worked = tokio::time::timeout(ORDER_TIMEOUT, self.obtain(&job)).await;
+        let hostname = job.subject.hostname().clone();
+        let worked = tokio::time::timeout(job.subject.timeout(), self.obtain(&job)).await;
         let result = worked.unwrap_or(Err(AcmeError::Timeout));
         let written = match &result {
             Ok(()) => {
@@ -168,11 +241,13 @@ impl Acme {
     async fn obtain(&self, job: &Job) -> Result<(), AcmeError> {
         self.authority.forget_retry_after();
         let s = &self.settings;
-        let check = domain::check(&self.dns, &job.claim, &s.domains, &s.target_base, Some(&self.acme));
-        check.await.map_err(AcmeError::Check)?;
+        if let Subject::Claim { claim, .. } = &job.subject {
+            let check = domain::check(&self.dns, claim, &s.domains, &s.target_base, Some(&self.acme));
+            check.await.map_err(AcmeError::Check)?;
+        }
         let account = self.authority.account(&mut self.client().await?).await?;
-        let order_id = self.spend(&job.claim.hostname).await?;
-        let issued = order::issue(self, &account, &job.claim.hostname).await?;
+        let order_id = self.spend(job.subject.hostname()).await?;
+        let issued = order::issue(self, &account, &job.subject).await?;
         install::install(self, job, order_id, issued, &account).await
     }
 
@@ -180,23 +255,38 @@ impl Acme {
         self.store.pool().get().await.map_err(|_| AcmeError::Master("no connection".into()))
     }
 
-    /// Takes one name that is due; nobody else has it for as long as the lease lasts.
-    async fn take(&self) -> Result<Option<Job>, AcmeError> {
+    /// Takes one order that is due; nobody else has it for as long as the lease lasts.
+    async fn take(&self, orders: Orders) -> Result<Option<Job>, AcmeError> {
         let client = self.client().await?;
-        let lease = LEASE.as_secs_f64();
-        let row = client.query_opt(TAKE, &[&self.me, &lease, &self.acme.directory]).await?;
+        let base = (orders == Orders::Base).then_some(&self.settings.base_domain);
+        if let Some(base) = base {
+            // Nobody claims it, so whoever is to have it says so.
+            client.execute(WANT_BASE, &[&base.as_str()]).await?;
+        }
+        let timeout = if base.is_some() { BASE_TIMEOUT } else { ORDER_TIMEOUT };
+        let lease = (timeout + LEASE_MARGIN).as_secs_f64();
+        let base_text = base.map(Hostname::as_str);
+        let row = client.query_opt(TAKE, &[&self.me, &lease, &self.acme.directory, &base_text]).await?;
         let Some(row) = row else { return Ok(None) };
-        let name: String = row.get("hostname");
+        let subject = match base {
+            Some(base) => Subject::Base(base.clone()),
+            None => {
+                let name: String = row.get("hostname");
+                let claim = Claim {
+                    hostname: Hostname::parse(&name)
+                        .map_err(|e| AcmeError::Master(format!("{name}: {e}")))?,
+                    organization: TenantId::from_uuid(row.get("organization_id")),
+                    nonce: row.get("nonce"),
+                    target_label: row.get("target_label"),
+                };
+                Subject::Claim { domain: row.get("domain_id"), claim }
+            }
+        };
         Ok(Some(Job {
-            domain: row.get("domain_id"),
+            order: row.get("id"),
             fence: row.get("fence"),
             attempts: row.get("attempts"),
-            claim: Claim {
-                hostname: Hostname::parse(&name).map_err(|e| AcmeError::Master(format!("{name}: {e}")))?,
-                organization: TenantId::from_uuid(row.get("organization_id")),
-                nonce: row.get("nonce"),
-                target_label: row.get("target_label"),
-            },
+            subject,
         }))
     }
 
@@ -238,10 +328,10 @@ impl Acme {
                 "with mine as (
                      update certificate_orders set holder = null, held_until = null, attempts = attempts - $6,
                          due_at = now() + make_interval(secs => $4), last_error = $5
-                     where domain_id = $1 and fence = $2 and holder = $3 returning domain_id)
+                     where id = $1 and fence = $2 and holder = $3 returning domain_id)
                  update organization_domains set reason = $5, updated_at = now()
                  where id in (select domain_id from mine) and status = 'verified'",
-                &[&job.domain, &job.fence, &self.me, &pause, &reason, &untried],
+                &[&job.order, &job.fence, &self.me, &pause, &reason, &untried],
             )
             .await?;
         if let AcmeError::Pause { pause, .. } = error {
@@ -264,25 +354,33 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, AcmeError>>) -> Result
 const MASTER_TIMEOUT: Duration = Duration::from_secs(20);
 /// An order takes less than this, all in all.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
-/// Longer than that, so that nobody else begins while somebody may still be at it.
-const LEASE: Duration = Duration::from_secs(300);
+/// The same where the DNS has to say something first.
+const BASE_TIMEOUT: Duration = Duration::from_secs(900);
+/// A lease is longer than its order by this, so that nobody else begins while somebody may still be at it.
+const LEASE_MARGIN: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(12 * 3600);
 /// The longest that all names wait because of one.
 const ACCOUNT_PAUSE: Duration = Duration::from_secs(120);
 const BUDGET_PAUSE: Duration = Duration::from_secs(300);
 const BUDGET_LOCK: i64 = 0x676d_6168_6f72_6472;
 
+const WANT_BASE: &str =
+    "insert into certificate_orders (base_domain) values ($1) on conflict (base_domain) do nothing";
+
 /// Index: certificate_orders_due.
 const TAKE: &str = "
     update certificate_orders q set holder = $1, held_until = now() + make_interval(secs => $2), fence = q.fence + 1,
         attempts = q.attempts + 1
-    from organization_domains d
-    where d.id = q.domain_id and q.domain_id = (
-        select q.domain_id from certificate_orders q
-        join organization_domains d on d.id = q.domain_id
-        join organizations o on o.id = d.organization_id
+    from (select q.id, d.hostname, d.organization_id, d.nonce, d.target_label
+        from certificate_orders q
+        left join organization_domains d on d.id = q.domain_id
+        left join organizations o on o.id = d.organization_id
         where q.due_at <= now() and (q.held_until is null or q.held_until < now())
-          and d.status in ('verified', 'active') and o.status not in ('deleted', 'provisioning')
+          and q.base_domain is not distinct from $4
+          and (q.domain_id is null
+               or d.status in ('verified', 'active') and o.status not in ('deleted', 'provisioning'))
           and not exists (select 1 from acme_accounts a where a.directory = $3 and a.paused_until > now())
-        order by q.due_at limit 1 for update of q skip locked)
-    returning q.domain_id, q.fence, q.attempts - 1 as attempts, d.hostname, d.organization_id, d.nonce, d.target_label";
+        order by q.due_at limit 1 for update of q skip locked) due
+    where q.id = due.id
+    returning q.id, q.domain_id, q.fence, q.attempts - 1 as attempts, due.hostname, due.organization_id, due.nonce,
+        due.target_label";

@@ -12,6 +12,8 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::certs::Files;
+
 pub use pools::{Health, Pool, Protocol, Rule, Target};
 
 /// What the router role needs beyond the shared settings.
@@ -31,10 +33,11 @@ pub struct Router {
     pub http: Listen,
     /// Metrics, health, JWKS. A private address.
     pub admin: Listen,
-    /// PEM file with the certificate chain for the base domain and its wildcard.
-    pub certificate_file: PathBuf,
+    /// PEM file with the certificate chain for the base domain and its wildcard. Needed unless `[acme.wildcard]` orders one;
+    /// with both, the files are served until there is one.
+    pub certificate_file: Option<PathBuf>,
     /// PEM file with its key.
-    pub key_file: PathBuf,
+    pub key_file: Option<PathBuf>,
     /// How often the two files are looked at for changes. Default 2 s.
     #[serde(default = "certificate_poll")]
     pub certificate_poll: HumanDuration,
@@ -198,6 +201,11 @@ impl Proxies {
         contains(&self.proxy_protocol_from, peer)
     }
 
+    /// Whether a peer may say whose request it is.
+    pub fn may_forward(&self, peer: IpAddr) -> bool {
+        contains(&self.forwarded_from, peer)
+    }
+
     /// Whose request it is: `client` of the connection, or whom it names, if it may.
     pub fn client<'a>(
         &self,
@@ -255,14 +263,30 @@ impl RouterConfig {
                 (None, None) => return Err(file.at(at, key, "one of url, url_file and url_env")),
             };
         }
-        config.router.certificate_file = file.resolve(&config.router.certificate_file);
-        config.router.key_file = file.resolve(&config.router.key_file);
+        config.router.certificate_file = config.router.certificate_file.as_deref().map(|f| file.resolve(f));
+        config.router.key_file = config.router.key_file.as_deref().map(|f| file.resolve(f));
+        match (&config.router.certificate_file, &config.router.key_file) {
+            (Some(_), Some(_)) => {}
+            (None, None) if file.settings()?.acme.is_some_and(|a| a.wildcard.is_some()) => {}
+            (None, None) => {
+                let message =
+                    "certificate_file and key_file are needed unless [acme.wildcard] orders a certificate";
+                return Err(file.at_key("router.certificate_file", message));
+            }
+            _ => return Err(file.at_key("router.certificate_file", "goes with key_file, and that with it")),
+        }
         config.router.upgrade_socket = config.router.upgrade_socket.as_deref().map(|f| file.resolve(f));
         Ok(config)
     }
 }
 
 impl Router {
+    /// The files of the base domain's certificate, if it comes from files.
+    pub fn certificate_files(&self) -> Option<Files> {
+        let (certificate, key) = (self.certificate_file.clone()?, self.key_file.clone()?);
+        Some(Files { certificate, key })
+    }
+
     /// What the types cannot say: key and fault.
     fn check_routes(&mut self) -> Result<(), (String, String)> {
         let fault = |key: String, message: &str| Err((key, message.to_owned()));

@@ -273,7 +273,9 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     tokio::select! {
                         _ = served => {}
                         // Losing the request here resets its stream and frees its backend connection.
-                        () = stalled(&progress, stall_timeout) => http.refused(Rejection::RequestTimeout),
+                        () = stalled(&progress, stall_timeout) => if !progress.is_answered() {
+                            http.refused(Rejection::RequestTimeout);
+                        }
                     }
                     if progress.is_abandoned() {
                         guard.0.abandoned.fetch_add(1, Ordering::Relaxed);
@@ -294,19 +296,23 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
     }
 }
 
-/// Returns when nothing has moved for that long.
+/// Returns when nothing has moved for that long; much sooner where the answer is out and only the rest of a request is
+/// missing, which nobody waits for.
 async fn stalled(progress: &Progress, time: Duration) {
-    let mut last = progress.mark();
-    loop {
-        pingora_timeout::sleep(time).await;
+    let (mut last, mut still) = (progress.mark(), 0);
+    while still < STEPS {
+        pingora_timeout::sleep(time / STEPS).await;
         let now = progress.mark();
-        if now == last {
+        still = if now == last { still + 1 } else { 0 };
+        last = now;
+        if still > 0 && progress.is_answered() {
             return;
         }
-        last = now;
     }
 }
 
+/// How often a stream is looked at in the time after which it counts as stalled.
+const STEPS: u32 = 16;
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 100;
 /// Malformed streams that a connection may send in its life.

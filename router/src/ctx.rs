@@ -11,9 +11,11 @@ use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::Slot;
+use crate::listener::{Counted, Requests};
 use crate::metrics::TenantSeries;
 use crate::reject::Rejection;
 use crate::resolve::{Name, Route};
+use crate::trace::Trace;
 use crate::upstream::{Lease, Pool};
 
 /// What the listener knows of a connection; every request on it can ask.
@@ -21,6 +23,8 @@ use crate::upstream::{Lease, Pool};
 pub struct ConnectionInfo {
     /// The client's address.
     pub client: IpAddr,
+    /// What is in flight of that address.
+    pub requests: Requests,
     /// Names of the certificate that was served; none on the plain port.
     pub certificate_names: Option<Arc<[String]>>,
     /// Cancelled to end the connection whatever it carries; cancelled as well when it has ended.
@@ -35,6 +39,7 @@ pub struct Progress(Arc<Seen>);
 #[derive(Debug, Default)]
 struct Seen {
     moves: AtomicU64,
+    is_answered: AtomicBool,
     is_abandoned: AtomicBool,
 }
 
@@ -47,6 +52,16 @@ impl Progress {
     /// Differs from an earlier value if something moved since.
     pub fn mark(&self) -> u64 {
         self.0.moves.load(Ordering::Relaxed)
+    }
+
+    /// The whole answer has been passed on.
+    pub fn answered(&self) {
+        self.0.is_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing but the request's own end is waited for.
+    pub fn is_answered(&self) -> bool {
+        self.0.is_answered.load(Ordering::Relaxed)
     }
 
     /// The client left before it was answered.
@@ -112,6 +127,8 @@ pub struct RequestCtx {
     pub upstream: Option<(Instant, Option<Duration>)>,
     /// Its place among the tenant's requests.
     pub slot: Option<Slot>,
+    /// Its place among its address's requests.
+    pub counted: Option<Counted>,
     /// Largest body that this tenant may send here.
     pub max_body: u64,
     /// The token that is attached to every attempt.
@@ -130,6 +147,8 @@ pub struct RequestCtx {
     pub was_stale: bool,
     /// Moves with the bodies, on HTTP/2.
     pub progress: Option<Progress>,
+    /// Its spans, where traces are configured.
+    pub trace: Option<Trace>,
     /// Body bytes received.
     pub bytes_in: u64,
     /// How fast they come.
@@ -154,6 +173,7 @@ impl RequestCtx {
             lookup: Duration::ZERO,
             upstream: None,
             slot: None,
+            counted: None,
             max_body: 0,
             token: None,
             series: None,
@@ -163,6 +183,7 @@ impl RequestCtx {
             stale: false,
             was_stale: false,
             progress: None,
+            trace: None,
             bytes_in: 0,
             body_pace: Pace::default(),
         }

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::policy::{self, Passage};
 use crate::reject::{Refusal, Rejection};
 use crate::resolve::{Asked, Name, Resolver, Route};
+use crate::trace::Tracing;
 use crate::upstream;
 use crate::upstream::pool::deadline;
 
@@ -39,6 +40,8 @@ pub struct Edge {
     pub metrics: Arc<Metrics>,
     /// Where requests are logged.
     pub access: Option<access::Log>,
+    /// What begins spans, where traces are configured.
+    pub tracing: Option<Tracing>,
     /// Proofs for the certificate authority.
     pub challenges: Arc<Challenges>,
     /// Port of HTTPS as browsers see it.
@@ -57,6 +60,10 @@ impl Edge {
         let live = self.live.load_full();
         let info = connection_info(session).ok_or(Rejection::Internal)?;
         ctx.client = Some(client(&live.proxies, info.client, session.req_header()));
+        if let Some(tracing) = &self.tracing {
+            let is_trusted = live.proxies.may_forward(info.client);
+            ctx.trace = Some(tracing.begin(session.req_header(), is_trusted, ctx.began.elapsed()));
+        }
         ctx.is_tls = info.certificate_names.is_some();
         ctx.progress = session.req_header().extensions.get::<Progress>().cloned();
         let certificate_names = info.certificate_names.clone();
@@ -110,6 +117,11 @@ impl Edge {
         policy::declared_length(request, ctx.max_body)?;
         if session.is_upgrade_req() && policy::is_read_only(&route.policy, request) {
             return Err(Rejection::ReadOnly.into());
+        }
+        // Nobody takes the whole of an organisation's places; whom a proxy names is the proxy's to bound.
+        if ctx.client == Some(info.client) {
+            let counted = info.requests.enter(limiter.per_address()).ok_or(Rejection::TooManyOfAddress)?;
+            ctx.counted = Some(counted);
         }
         ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
@@ -197,6 +209,9 @@ impl Edge {
         error: &Error,
         reused: bool,
     ) {
+        if let Some(trace) = &mut ctx.trace {
+            trace.failed(error.etype().as_str());
+        }
         let is_late = error.esource() == &ErrorSource::Upstream && error.etype() == &ErrorType::ReadTimedout;
         if is_late && !session.was_upgraded() && !session.is_body_done() {
             ctx.rejection = Some(Rejection::RequestTimeout);

@@ -37,6 +37,7 @@ pub mod proxy;
 pub mod reject;
 pub mod resolve;
 pub mod server;
+pub mod trace;
 pub mod upstream;
 
 mod admin;

@@ -210,6 +210,14 @@ impl Limiter {
         Ok(slot)
     }
 
+    /// Requests that one address may have in flight: half of what the organisation may have, or all of it where that is
+    /// few.
+    pub fn per_address(&self) -> usize {
+        let all = self.limits.concurrent_requests.map(|max| max.get() as usize);
+        let all = all.unwrap_or_else(|| self.whole.max.load(Ordering::Relaxed));
+        (all / 2).max(FEW)
+    }
+
     fn weight(&self) -> usize {
         self.limits.weight.max(1) as usize
     }
@@ -281,6 +289,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// So many requests any address may have in flight: an office behind one address has no more.
+const FEW: usize = 256;
 /// Below this many tenants nothing is thrown out.
 const FIRST_SWEEP: usize = 1024;
 

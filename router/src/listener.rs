@@ -28,7 +28,7 @@ use crate::ctx::ConnectionInfo;
 use crate::live;
 use crate::metrics::{Handshake, Metrics, Refused};
 
-pub use addresses::{Addresses, Place};
+pub use addresses::{Addresses, Counted, Place, Requests};
 
 /// Whether a listener speaks TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,8 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
                 let (gate, http) = (gate.clone(), http.clone());
                 let tracker = http.tracker().clone();
                 let connection = tracker.track_future(async move {
-                    let socket = Accepted { stream, client: peer, read: Vec::new() };
+                    let requests = place.requests();
+                    let socket = Accepted { stream, client: peer, requests, read: Vec::new() };
                     let socket = match is_proxy {
                         true => behind_proxy(socket, &mut place, &gate, &live.limits).await,
                         false => Some(socket),
@@ -109,6 +110,7 @@ pub async fn accept<H: Http>(listener: TcpListener, kind: Kind, gate: Arc<Gate>,
 struct Accepted {
     stream: TcpStream,
     client: SocketAddr,
+    requests: Requests,
     read: Vec<u8>,
 }
 
@@ -136,7 +138,10 @@ async fn behind_proxy(
         }
     }
     match place.belongs_to(socket.client.ip()) {
-        Ok(()) => Some(socket),
+        Ok(()) => {
+            socket.requests = place.requests();
+            Some(socket)
+        }
         Err(reason) => {
             gate.metrics.refused_connection(reason);
             None
@@ -282,7 +287,7 @@ async fn read_hello(socket: &mut Accepted) -> Result<Hello, HandshakeError> {
 /// were read already.
 fn prepared(socket: Accepted, served: Option<&Served>, end: &CancellationToken) -> L4Stream {
     use std::os::fd::AsRawFd as _;
-    let Accepted { stream, client, read } = socket;
+    let Accepted { stream, client, requests, read } = socket;
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     // Known here, so the framework need not ask the kernel.
     let _ = digest.peer_addr.set(Some(client.into()));
@@ -290,6 +295,7 @@ fn prepared(socket: Accepted, served: Option<&Served>, end: &CancellationToken) 
     stream.set_socket_digest(digest);
     let info = ConnectionInfo {
         client: client.ip(),
+        requests,
         certificate_names: served.map(|s| s.names.clone()),
         end: end.clone(),
     };

@@ -40,6 +40,9 @@ pub struct Metrics {
     refused_connections: IntCounterVec,
     certificate_reloads: IntCounterVec,
     orders: IntCounterVec,
+    staples: IntCounterVec,
+    /// Exports of traces.
+    pub trace_exports: IntCounterVec,
     /// New certificates that the listener did not serve, and that were taken back. Somebody must look.
     pub certificate_probe_failures: IntCounter,
 }
@@ -175,6 +178,16 @@ impl Metrics {
                 "reason",
             )?,
             orders: counters("gmah_router_certificate_orders_total", "Orders by result.", "result")?,
+            trace_exports: counters(
+                "gmah_router_trace_exports_total",
+                "Exports of traces by result.",
+                "result",
+            )?,
+            staples: counters(
+                "gmah_router_ocsp_responses_total",
+                "Responses for certificates that ask for one, by result.",
+                "result",
+            )?,
             certificate_probe_failures: IntCounter::new(
                 "gmah_router_certificate_probe_failures_total",
                 "New certificates that were not served, and were taken back.",
@@ -201,6 +214,8 @@ impl Metrics {
             &metrics.handshakes,
             &metrics.refused_connections,
             &metrics.certificate_reloads,
+            &metrics.staples,
+            &metrics.trace_exports,
             &metrics.orders,
         ] {
             r.register(Box::new(vec.clone()))?;
@@ -222,6 +237,10 @@ impl Metrics {
         }
         for result in ["loaded", "refused"] {
             metrics.certificate_reloads.with_label_values(&[result]);
+            metrics.staples.with_label_values(&[result]);
+        }
+        for result in ["done", "failed"] {
+            metrics.trace_exports.with_label_values(&[result]);
         }
         Ok(Arc::new(metrics))
     }
@@ -244,6 +263,11 @@ impl Metrics {
     /// Counts an order for a certificate.
     pub fn order(&self, result: OrderResult) {
         self.orders.with_label_values(&[result.label()]).inc();
+    }
+
+    /// Counts a response that a certificate asks to be stapled to it.
+    pub fn staple(&self, loaded: bool) {
+        self.staples.with_label_values(&[if loaded { "loaded" } else { "refused" }]).inc();
     }
 
     /// Counts a changed certificate.

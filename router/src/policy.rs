@@ -145,8 +145,13 @@ pub fn http2_bounds(request: &pingora_http::RequestHeader) -> Result<(), Rejecti
     }
     // Cookies may come in crumbs, which are one field (RFC 9113, section 8.2.3).
     let crumbs = request.headers.get_all(http::header::COOKIE).iter().count();
-    if request.headers.len() - crumbs.saturating_sub(1) > MAX_FIELDS {
+    if crumbs > MAX_CRUMBS || request.headers.len() - crumbs.saturating_sub(1) > MAX_FIELDS {
         return Err(Rejection::HeadTooLarge);
+    }
+    // Malformed (section 8.2.1): somebody behind us would read another value.
+    let is_space = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    if request.headers.values().any(|v| is_space(v.as_bytes().first()) || is_space(v.as_bytes().last())) {
+        return Err(Rejection::Malformed);
     }
     if request.headers.keys().any(|n| crate::head::is_framing_look_alike(n.as_str().as_bytes()))
         || request.headers.get_all(http::header::CONTENT_LENGTH).iter().count() > 1
@@ -157,6 +162,9 @@ pub fn http2_bounds(request: &pingora_http::RequestHeader) -> Result<(), Rejecti
     let visible = target.iter().all(|b| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'\\'));
     if origin && visible { Ok(()) } else { Err(Rejection::Malformed) }
 }
+
+/// More than browsers keep for one host; each costs an index in the client's table and an entry in ours.
+const MAX_CRUMBS: usize = 200;
 
 #[cfg(test)]
 mod tests {

@@ -108,6 +108,9 @@ impl ProxyHttp for Proxy {
             }
             peer.options.read_timeout = Some(left.min(*pool.config.read_timeout));
         }
+        if let Some(trace) = &mut ctx.trace {
+            trace.attempt(lease.0.address, &session.req_header().method);
+        }
         ctx.lease = Some(lease);
         Ok(peer)
     }
@@ -118,7 +121,11 @@ impl ProxyHttp for Proxy {
         request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        headers::to_backend(request, ctx)
+        headers::to_backend(request, ctx)?;
+        match &ctx.trace {
+            Some(trace) => trace.tell(request),
+            None => Ok(()),
+        }
     }
 
     async fn upstream_response_filter(
@@ -128,6 +135,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         if response.status == 503 && response.headers.contains_key(STALE_HEADER) {
+            if let Some(trace) = &mut ctx.trace {
+                trace.answered(503);
+            }
             // Whether or not this request can be tried again, the next one must not meet the old entry.
             if let (Some(name), Some(route)) = (&ctx.name, &ctx.route) {
                 self.0.resolver.forget(name, route.tenant.generation);
@@ -143,6 +153,9 @@ impl ProxyHttp for Proxy {
         }
         if let Some(lease) = &ctx.lease {
             lease.0.succeeded();
+        }
+        if let Some(trace) = &mut ctx.trace {
+            trace.answered(response.status.as_u16());
         }
         if let Some((asked, took)) = &mut ctx.upstream {
             *took = Some(asked.elapsed());
@@ -162,10 +175,13 @@ impl ProxyHttp for Proxy {
         &self,
         _: &mut Session,
         _: &mut Option<Bytes>,
-        _: bool,
+        is_end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
         ctx.moved();
+        if is_end && let Some(progress) = &ctx.progress {
+            progress.answered();
+        }
         if ctx.deadline.is_some_and(|d| d < Instant::now()) {
             // Half a response: the connection ends without its proper end.
             return Err(Error::new_up(upstream::TOO_LONG));
@@ -274,6 +290,9 @@ impl ProxyHttp for Proxy {
         }
         if let Some(log) = self.0.access.as_ref().filter(|log| log.wants(status)) {
             log.write(&line(session.req_header(), ctx, status, took, sent));
+        }
+        if let Some(trace) = ctx.trace.take() {
+            trace.end(ctx, status);
         }
         tracing::debug!(
             request_id = ctx.request_id,

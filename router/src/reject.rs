@@ -45,6 +45,8 @@ pub enum Rejection {
     RateLimited,
     /// The organisation has too many requests in flight.
     TooManyConcurrent,
+    /// One address has taken its part of an organisation's places.
+    TooManyOfAddress,
     /// The edge has too much to do, and the organisation more than its share of it.
     Overloaded,
     /// The body is over the limit.
@@ -134,7 +136,7 @@ const PROBLEM: &str = "application/problem+json";
 
 impl Rejection {
     /// Every variant, for metrics and tests.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Malformed,
         Self::BadHost,
         Self::TenantConflict,
@@ -150,6 +152,7 @@ impl Rejection {
         Self::HeldTooLong,
         Self::RateLimited,
         Self::TooManyConcurrent,
+        Self::TooManyOfAddress,
         Self::Overloaded,
         Self::BodyTooLarge,
         Self::TargetTooLong,
@@ -187,6 +190,9 @@ impl Rejection {
             Self::RateLimited | Self::TooManyConcurrent | Self::Overloaded => {
                 row(429, "too_many_requests", "Too many requests for this organisation.").retry(1)
             }
+            Self::TooManyOfAddress => {
+                row(429, "too_many_requests", "Too many requests at once from this address.").retry(1)
+            }
             Self::CatalogUnavailable | Self::NoSigningKey | Self::StaleGeneration | Self::NoBackend => {
                 row(503, "unavailable", "The service is not available right now.").retry(1)
             }
@@ -214,6 +220,7 @@ impl Rejection {
             Self::HeldTooLong => "held_too_long",
             Self::RateLimited => "rate_limited",
             Self::TooManyConcurrent => "too_many_concurrent",
+            Self::TooManyOfAddress => "too_many_of_address",
             Self::Overloaded => "overloaded",
             Self::NoRoute => "no_route",
             other => other.row().code,

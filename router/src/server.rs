@@ -21,6 +21,7 @@ use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
 use gmah_shared::dns::{Dns, DnsError};
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
+use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::token::{Keyring, Signer};
 use pingora_core::apps::HttpServerApp;
 use pingora_core::apps::http_app::HttpServer;
@@ -32,10 +33,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Log;
-use crate::acme::Acme;
+use crate::acme::{Acme, Orders};
 use crate::admin::Admin;
 use crate::certs::tickets::Tickets;
-use crate::certs::{CertificateError, Certificates};
+use crate::certs::{CertificateError, Certificates, keep_staples};
 use crate::config::{Limits, Proxies, Router, RouterConfig};
 use crate::connection::Http;
 use crate::edge::Edge;
@@ -48,8 +49,9 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::reject::Rejection;
 use crate::resolve::Resolver;
+use crate::trace::Tracing;
 use crate::upstream::Pools;
-use background::{Topics, keep_challenges, keep_keys, keep_tickets};
+use background::{Topics, keep_base, keep_challenges, keep_keys, keep_tickets};
 use reload::Reloadable;
 use sockets::{Bound, Legacy};
 
@@ -98,6 +100,9 @@ pub enum StartError {
     /// The certificate authority.
     #[error("{0}")]
     Acme(String),
+    /// The collector of traces.
+    #[error("{0}")]
+    Traces(String),
     /// The resolver of names.
     #[error("{0}")]
     Dns(#[from] DnsError),
@@ -131,6 +136,7 @@ pub struct RunningRouter {
     tracker: TaskTracker,
     tasks: Tasks,
     orders: Tasks,
+    traces: Option<Traces>,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
@@ -216,8 +222,7 @@ pub async fn start_on(
         CacheMetrics::register(&metrics.registry, "certificates")?,
     );
     let certificates = Arc::new(Certificates::load(
-        &config.certificate_file,
-        &config.key_file,
+        config.certificate_files().as_ref(),
         tickets.clone(),
         stored.clone(),
         metrics.clone(),
@@ -240,8 +245,12 @@ pub async fn start_on(
     let limiters = Limiters::new(config.limits.max_in_flight.get(), shared);
     let access = config.access_log.as_ref().map(|log| Log::open(log, metrics.access_log_dropped.clone()));
     let access = access.transpose().map_err(StartError::AccessLog)?;
+    let traces =
+        settings.traces.as_ref().map(|t| Traces::start(t, "gmah-router", metrics.trace_exports.clone()));
+    let traces = traces.transpose().map_err(StartError::Traces)?;
     let edge = Arc::new(Edge {
         access,
+        tracing: traces.as_ref().map(|t| Tracing(t.tracer())),
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
         live: live.clone(),
         metrics: metrics.clone(),
@@ -268,6 +277,7 @@ pub async fn start_on(
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     tasks.spawn_forever("certificate-files", certificates.clone().watch(*config.certificate_poll));
+    tasks.spawn_forever("ocsp-staple", keep_staples(certificates.clone(), metrics.clone()));
     let watchers = Tasks::new();
     live.load().pools.watch(&dns, &watchers);
     tasks.spawn_forever("shared-limits", limiters.clone().publish());
@@ -285,9 +295,17 @@ pub async fn start_on(
     if let Some(acme) = &settings.acme {
         let held: Arc<dyn Invalidate> = Arc::new(held_certificates);
         let listener = (sockets.https.address, config.proxies.clone(), held);
-        let acme = Acme::new(settings, acme, store, dns.clone(), metrics.clone(), listener, topics.orders)
+        let is_wildcard = acme.wildcard.is_some();
+        let wake = topics.certificates.clone();
+        let acme = Acme::new(settings, acme, store.clone(), dns.clone(), metrics.clone(), listener, wake)
             .map_err(StartError::Acme)?;
-        orders.spawn_forever("certificate-orders", acme.run());
+        let acme = Arc::new(acme);
+        orders.spawn_forever("certificate-orders", acme.clone().run(Orders::Claims));
+        if is_wildcard {
+            orders.spawn_forever("base-certificate-order", acme.run(Orders::Base));
+            let (base, wake) = (settings.base_domain.clone(), topics.certificates.base);
+            tasks.spawn_forever("base-certificate", keep_base(store, certificates.clone(), base, wake));
+        }
     }
 
     let (shutdown, shutdown_watch) = watch::channel(false);
@@ -370,6 +388,7 @@ pub async fn start_on(
         tracker,
         tasks,
         orders,
+        traces,
         drain_delay: *config.drain_delay,
         drain_timeout: *config.drain_timeout,
     })
@@ -430,6 +449,9 @@ impl RunningRouter {
         let (_, watchers) = self.reloadable.current.into_inner();
         watchers.stop(Duration::from_secs(1)).await;
         self.tasks.stop(Duration::from_secs(5)).await;
+        if let Some(traces) = self.traces {
+            traces.stop().await;
+        }
         tracing::info!("router stopped");
     }
 }

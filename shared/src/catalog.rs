@@ -19,7 +19,7 @@ use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
 pub use policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
-pub use store::{Proof, Store, StoreError, StoredCertificate};
+pub use store::{KeyPair, Proof, Store, StoreError, StoredCertificate};
 
 /// What the edge needs to know of a tenant. Small: a router keeps every one that it has seen.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,9 +20,13 @@ use serde::de::DeserializeOwned;
 use crate::hostname::Hostname;
 use crate::secret::{MasterKey, SecretError};
 use crate::telemetry::LogFormat;
+use crate::telemetry::traces::TraceSettings;
 
-pub use domains::{AcmeSettings, Challenge, DnsSettings, DomainSettings};
+pub use domains::{AcmeSettings, Challenge, DnsSettings, DomainSettings, Wildcard};
 pub use types::{HumanDuration, Within};
+
+/// What the proof of the base domain may take: less than an order may.
+const WILDCARD_LONGEST: Duration = Duration::from_secs(480);
 
 /// Sections and keys that the top level of the file may have.
 const TOP_LEVEL: &[&str] = &[
@@ -36,6 +40,7 @@ const TOP_LEVEL: &[&str] = &[
     "secrets",
     "catalog",
     "metrics",
+    "traces",
     "dns",
     "domains",
     "acme",
@@ -105,6 +110,8 @@ pub struct Settings {
     pub target_base: Hostname,
     /// Where certificates for them come from.
     pub acme: Option<AcmeSettings>,
+    /// Where traces go.
+    pub traces: Option<TraceSettings>,
     /// How many tenants get series of their own; the rest are counted under `_other`.
     pub metrics_max_tenants: usize,
 }
@@ -205,6 +212,7 @@ struct RawSettings {
     #[serde(default)]
     domains: DomainSettings,
     acme: Option<toml::Spanned<AcmeSettings>>,
+    traces: Option<toml::Spanned<TraceSettings>>,
 }
 
 #[derive(Deserialize)]
@@ -309,6 +317,7 @@ impl ConfigFile {
         let master_key = MasterKey::parse(&key_text)
             .map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
         let acme = raw.acme.map(|acme| self.acme(acme)).transpose()?;
+        let traces = raw.traces.map(|traces| self.traces(traces)).transpose()?;
         let target_base = match &raw.domains.target_base {
             Some(base) => base.clone(),
             None => under_base("edge")?,
@@ -317,6 +326,7 @@ impl ConfigFile {
             domains: raw.domains,
             target_base,
             acme,
+            traces,
             neutral_hosts: match raw.neutral_hosts {
                 Some(hosts) => hosts,
                 None => vec![under_base("app")?],
@@ -367,7 +377,38 @@ impl ConfigFile {
                 self.at_key("acme.eab_kid", "goes with eab_key_file or eab_key_env, and they with it")
             );
         }
+        let Some(wildcard) = &mut acme.wildcard else { return Ok(acme) };
+        match wildcard.hook.first_mut() {
+            // A program without a folder is looked for along `PATH`.
+            Some(program) if program.contains('/') => {
+                *program = self.resolve(Path::new(program.as_str())).to_string_lossy().into_owned();
+            }
+            Some(program) if !program.is_empty() => {}
+            _ => return Err(self.at_key("acme.wildcard.hook", "names a program")),
+        }
+        // Orders end before their lease does.
+        let longest = *wildcard.propagation_timeout + *wildcard.hook_timeout * 4;
+        if longest > WILDCARD_LONGEST {
+            let message = "with four times hook_timeout, more than 8 minutes";
+            return Err(self.at_key("acme.wildcard.propagation_timeout", message));
+        }
         Ok(acme)
+    }
+
+    fn traces(&self, spanned: toml::Spanned<TraceSettings>) -> Result<TraceSettings, ConfigError> {
+        let at = spanned.span().start;
+        let mut traces = spanned.into_inner();
+        if !["http://", "https://"].iter().any(|scheme| traces.endpoint.starts_with(scheme)) {
+            return Err(self.at_key("traces.endpoint", "an address that begins with http:// or https://"));
+        }
+        traces.ca_file = traces.ca_file.as_deref().map(|f| self.resolve(f));
+        traces.authorization = self.secret(
+            at,
+            "traces.authorization",
+            traces.authorization_file.clone(),
+            traces.authorization_env.clone(),
+        )?;
+        Ok(traces)
     }
 
     /// A path of the configuration, relative to its file.

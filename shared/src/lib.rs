@@ -24,6 +24,7 @@ pub mod config;
 pub mod dns;
 pub mod domain;
 pub mod hostname;
+pub mod https;
 pub mod migrate;
 pub mod pg;
 pub mod secret;

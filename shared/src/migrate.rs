@@ -298,5 +298,10 @@ pub const MASTER: MigrationSet = MigrationSet {
         },
         Migration { version: 3, name: "edge", sql: include_str!("../migrations/master/0003_edge.sql") },
         Migration { version: 4, name: "domains", sql: include_str!("../migrations/master/0004_domains.sql") },
+        Migration {
+            version: 5,
+            name: "base_certificate",
+            sql: include_str!("../migrations/master/0005_base_certificate.sql"),
+        },
     ],
 };

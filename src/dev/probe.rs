@@ -15,10 +15,12 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 /// Returns when every host answers something other than 503, which an organisation that was suspended or whose
-/// database is away on purpose may do for good; one that never answers at all is an error.
+/// database is away on purpose may do for good; one that never answers at all is an error. Where certificates are ordered
+/// elsewhere (`is_ordered`), one that our own authority did not sign is an answer too.
 pub(super) async fn until_served(
     https: SocketAddr,
     ca: &Path,
+    is_ordered: bool,
     hosts: &[String],
     patience: Duration,
 ) -> anyhow::Result<()> {
@@ -36,6 +38,7 @@ pub(super) async fn until_served(
             let asked = tokio::time::timeout(Duration::from_secs(5), ask(&connector, https, host)).await;
             match asked {
                 Ok(Ok(status)) if status != 503 => break,
+                Ok(Err(e)) if is_ordered && is_of_others(&e) => break,
                 Ok(Ok(_)) if Instant::now() > deadline => {
                     tracing::warn!(host, "answers 503");
                     break;
@@ -47,6 +50,12 @@ pub(super) async fn until_served(
         }
     }
     Ok(())
+}
+
+fn is_of_others(error: &anyhow::Error) -> bool {
+    let tls = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    tls.and_then(|e| e.downcast_ref::<rustls::Error>()).is_some_and(|e| *e == unknown)
 }
 
 async fn ask(connector: &TlsConnector, https: SocketAddr, host: &str) -> anyhow::Result<u16> {

@@ -197,6 +197,41 @@ async fn r01_r09_bodies_that_drip_and_answers_that_are_not_read() {
     router.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answered_stream_does_not_wait_for_its_request() {
+    let dev = Dev::start().await;
+    let origin = Origin::ok().await;
+    // The backend answers before the body is there, which never comes.
+    let early = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = early.local_addr().expect("address");
+    let answering = gmah_shared::tasks::detach("early", async move {
+        let mut kept = Vec::new();
+        while let Ok((mut socket, _)) = early.accept().await {
+            let mut buf = [0u8; 4096];
+            let _ = socket.read(&mut buf).await;
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            kept.push(socket);
+        }
+    });
+    let (router, client) = roles::router(&dev, &[address], |_, c| {
+        c.router.limits.body_timeout = HumanDuration::from_secs(16);
+        roles::api_pool(c).read_timeout = HumanDuration::from_secs(16);
+    })
+    .await;
+    let paris = dev.host("paris");
+    let connection = client.http2(&paris).await;
+    let post = http::Request::post(format!("https://{paris}/")).body(()).expect("request");
+    let (response, mut body) = connection.begin(post).await;
+    assert_eq!(response.await.expect("answered").status(), 200);
+    // Two looks at most, each of a sixteenth of the 32 s that body and backend have.
+    let ended =
+        tokio::time::timeout(Duration::from_secs(12), std::future::poll_fn(|cx| body.poll_reset(cx))).await;
+    assert!(ended.is_ok(), "the stream is still open");
+    answering.abort();
+    drop(origin);
+    router.stop().await;
+}
+
 /// How many frames of a kind there are.
 fn count(mut bytes: &[u8], wanted: u8) -> usize {
     let mut seen = 0;

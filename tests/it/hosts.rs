@@ -319,3 +319,26 @@ async fn exchange_or_reconnect(
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_fields_that_are_malformed_or_too_many() {
+    let dev = Dev::start().await;
+    let paris = dev.host("paris");
+    let connection = dev.client.http2(&paris).await;
+    let get = || http::Request::get(format!("https://{paris}/api/v1/tenant"));
+    // RFC 9113, section 8.2.1: neither begins nor ends with a space.
+    for value in [" a", "a ", "\ta", "a\t", " "] {
+        let request = get().header("x-a", value).body(()).expect("request");
+        let seen = dev.client.http2(&paris).await.send(request, "").await.expect("answer");
+        assert_eq!((seen.status, seen.code().as_str()), (400, "malformed_request"), "{value:?}");
+    }
+    let inside =
+        connection.send(get().header("x-a", "a b").body(()).expect("request"), "").await.expect("answer");
+    assert_eq!(inside.slug(), (200, "paris".into()));
+    // Crumbs of cookies count as one field, up to a number of them (section 8.2.3).
+    let crumbs = |n: usize| {
+        (0..n).fold(get(), |r, n| r.header("cookie", format!("c{n}=1"))).body(()).expect("request")
+    };
+    assert_eq!(connection.send(crumbs(200), "").await.expect("answer").status, 200);
+    assert_eq!(connection.send(crumbs(201), "").await.expect("answer").status, 431);
+}

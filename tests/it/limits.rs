@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use gmah_router::config::{RouterConfig, SharedLimits};
 use gmah_shared::tasks;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 
+use crate::bounds;
 use crate::harness::dev::{Metrics, text};
 use crate::harness::http::{Answer, Client, exchange, plain, request};
 use crate::harness::origin::Origin;
@@ -320,4 +322,53 @@ async fn pages_in_the_organisations_colours() {
     for bad in ["branding.primary_color=red", "branding.logo_url=http://x/", "branding.nothing=1"] {
         assert_eq!(dev.cli(&["tenant", "set", "paris", bad]).await.status.code(), Some(2), "{bad}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r09_one_address_does_not_take_an_organisations_places() {
+    let dev = Dev::start().await;
+    set(&dev, "paris", &["limits.concurrent_requests=600"]).await;
+    // One path answers more than a shut window lets through; any other answers a word.
+    let origin = Origin::start(Box::new(|r| {
+        let large = r.target() == "/large";
+        Some(crate::harness::origin::answer(200, "", &"x".repeat(if large { 8 << 20 } else { 1 })))
+    }))
+    .await;
+    let (router, client) = roles::router(&dev, &[origin.address], |_, _| {}).await;
+    let paris = dev.host("paris");
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = client.try_connect(&paris, &[b"h2"]).await.expect("handshake");
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(bounds::frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])); // SETTINGS_INITIAL_WINDOW_SIZE = 0
+        for n in 0..100u32 {
+            // The same block as for `/`, with its path spelt out.
+            let mut block = bounds::get_block(&paris);
+            block.splice(2..3, [0x04, 6].into_iter().chain(*b"/large"));
+            let flags = bounds::END_STREAM | bounds::END_HEADERS;
+            bytes.extend(bounds::frame(bounds::HEADERS, flags, 2 * n + 1, &block));
+        }
+        stream.write_all(&bytes).await.expect("sent");
+        stream.flush().await.expect("sent");
+        held.push(stream);
+    }
+    let over = || client.get(&paris, "/", &[]);
+    let refused = eventually("its part is taken", Duration::from_secs(10), over, |a| a.status == 429).await;
+    assert!(refused.body.contains("from this address"), "{refused:?}");
+    assert!(refused.header("retry-after").is_some());
+    // Anybody else has the rest.
+    let other = || async {
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.bind("127.0.0.2:0".parse().expect("address")).expect("bind");
+        let tcp = socket.connect(client.address()).await.expect("connect");
+        let mut stream = client.over(tcp, &paris).await.expect("handshake");
+        exchange(&mut stream, &request("GET", &paris, "/", &[], None)).await.status
+    };
+    for _ in 0..50 {
+        assert_eq!(other().await, 200);
+    }
+    // Places come back with their requests.
+    drop(held);
+    eventually("places again", Duration::from_secs(10), over, |a| a.status == 200).await;
+    router.stop().await;
 }

@@ -8,6 +8,7 @@ mod harness;
 
 mod access;
 mod backends;
+mod base_certificate;
 mod bounds;
 mod catalog;
 mod cli;
@@ -25,6 +26,8 @@ mod metrics;
 mod pools;
 mod provision;
 mod sql;
+mod staple;
 mod tls;
 mod tokens;
+mod traces;
 mod upgrade;

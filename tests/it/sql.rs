@@ -40,7 +40,11 @@ async fn cold_lookups_use_their_indexes() {
          insert into organization_domains (hostname, organization_id, status)
          select slug || '.example', id, 'active' from organizations where slug like 'many%';
          insert into organization_features (organization_id, module)
-         select id, 'loans' from organizations where slug like 'many%'; analyze",
+         select id, 'loans' from organizations where slug like 'many%';
+         insert into certificates (hostname, chain_pem, private_key, not_after, renew_at, domain_id)
+         select hostname, '', '', now(), now(), id from organization_domains;
+         insert into certificates (hostname, chain_pem, private_key, not_after, renew_at, base_domain)
+         select slug, '', '', now(), now(), slug from organizations; analyze",
     )
     .await;
     let master = dev.superuser("gmah_master").await;
@@ -52,7 +56,7 @@ async fn cold_lookups_use_their_indexes() {
         let plan: Vec<String> =
             master.query(&explain, &[]).await.expect(name).iter().map(|r| r.get(0)).collect();
         let plan = plan.join("\n");
-        for table in ["organizations", "organization_domains", "organization_features"] {
+        for table in ["organizations", "organization_domains", "organization_features", "certificates"] {
             assert!(!plan.contains(&format!("Seq Scan on {table} ")), "{name}:\n{plan}");
         }
         assert!(plan.contains("Index"), "{name}:\n{plan}");

@@ -14,12 +14,23 @@ use crate::harness::{Dev, eventually, roles};
 
 /// A certificate for those names by the CA of a running `gmah dev`, and its key.
 pub(crate) fn certificate(dev: &Dev, names: &[&str]) -> (String, String) {
+    certificate_with(dev, names, |_| {})
+}
+
+/// The same with something else about it.
+pub(crate) fn certificate_with(
+    dev: &Dev,
+    names: &[&str],
+    change: impl FnOnce(&mut CertificateParams),
+) -> (String, String) {
     let read = |name: &str| std::fs::read_to_string(dev.folder().join("data/certs").join(name)).expect(name);
     let (ca, ca_key) = (read("ca.pem"), KeyPair::from_pem(&read("ca.key")).expect("CA key"));
     let issuer = Issuer::from_ca_cert_pem(&ca, ca_key).expect("CA");
     let key = KeyPair::generate().expect("key");
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-    let certificate = CertificateParams::new(names).expect("names").signed_by(&key, &issuer).expect("signed");
+    let mut params = CertificateParams::new(names).expect("names");
+    change(&mut params);
+    let certificate = params.signed_by(&key, &issuer).expect("signed");
     (certificate.pem(), key.serialize_pem())
 }
 
@@ -166,7 +177,7 @@ async fn l03_certificates_are_exchanged_while_running() {
     };
     write(certificate(&dev, &["*.gmah.localhost"]));
     let (router, client) = roles::router(&dev, &[origin.address], |_, c| {
-        (c.router.certificate_file, c.router.key_file) = (cert.clone(), key.clone());
+        (c.router.certificate_file, c.router.key_file) = (Some(cert.clone()), Some(key.clone()));
         c.router.certificate_poll = HumanDuration::from_millis(30);
     })
     .await;

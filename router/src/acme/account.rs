@@ -9,8 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use deadpool_postgres::Object;
 use gmah_shared::config::AcmeSettings;
+use gmah_shared::https;
 use gmah_shared::secret::MasterKey;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -18,9 +19,6 @@ use instant_acme::{
     Account, AccountCredentials, BodyWrapper, BytesResponse, Error, ExternalAccountKey, HttpClient,
     NewAccount,
 };
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use secrecy::ExposeSecret as _;
 
 use super::AcmeError;
@@ -72,25 +70,8 @@ fn delay(text: &str) -> Option<Duration> {
 impl Authority {
     /// Nothing is asked yet.
     pub(super) fn new(settings: &AcmeSettings, key: MasterKey) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        match &settings.ca_file {
-            Some(file) => {
-                let fault = |e: &dyn std::fmt::Display| format!("acme.ca_file: {}: {e}", file.display());
-                for certificate in CertificateDer::pem_file_iter(file).map_err(|e| fault(&e))? {
-                    roots.add(certificate.map_err(|e| fault(&e))?).map_err(|e| fault(&e))?;
-                }
-            }
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| format!("acme: {e}"))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
+        let connector =
+            https::connector(settings.ca_file.as_deref(), false).map_err(|e| format!("acme.ca_file: {e}"))?;
         let client = Client::builder(TokioExecutor::new()).build(connector);
         let http = Http { client, retry_after: Arc::default() };
         Ok(Self { settings: settings.clone(), key, http, held: tokio::sync::Mutex::default() })

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::order::Issued;
-use super::{Acme, AcmeError, Job};
+use super::{Acme, AcmeError, Job, Subject};
 use crate::certs::Served;
 use crate::certs::tickets::Tickets;
 
@@ -30,11 +30,11 @@ pub(super) async fn install(
     account: &Account,
 ) -> Result<(), AcmeError> {
     let fault = |e: &dyn std::fmt::Display| AcmeError::Certificate(e.to_string());
-    let hostname = &job.claim.hostname;
+    let hostname = job.subject.hostname();
     // As the listener will read it, before it is anybody's.
     let served = Served::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes(), Tickets::new())
         .map_err(|e| fault(&e))?;
-    if !served.covers(hostname) {
+    if job.subject.names().iter().any(|name| !served.names.contains(name)) {
         return Err(fault(&"it is for other names"));
     }
     let leaf = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).map_err(|e| fault(&e))?;
@@ -56,22 +56,22 @@ pub(super) async fn install(
     let soonest: time::Duration = std::cmp::min(left / 4, time::Duration::hours(1));
     let renew_at = renew_at.max(now + soonest);
 
-    let context = format!("certificates/{}", job.domain);
     let sealed = acme
         .settings
         .master_key
-        .seal(&context, issued.key_pem.as_bytes())
+        .seal(&job.subject.context(), issued.key_pem.as_bytes())
         .map_err(|e| AcmeError::Master(e.to_string()))?;
     let client = acme.client().await?;
     let row = client
         .query_opt(
             // Due again at its renewal from now on: whoever dies here leaves nothing to be ordered twice.
             "with mine as (update certificate_orders set due_at = $8
-                           where domain_id = $1 and fence = $2 and holder = $3 returning 1)
-             insert into certificates (hostname, chain_pem, private_key, not_after, renew_at, domain_id, order_id)
-             select $4, $5, $6, $7, $8, $1, $9 from mine returning id",
+                           where id = $1 and fence = $2 and holder = $3 returning domain_id, base_domain)
+             insert into certificates (hostname, chain_pem, private_key, not_after, renew_at, order_id, domain_id,
+                                       base_domain)
+             select $4, $5, $6, $7, $8, $9, domain_id, base_domain from mine returning id",
             &[
-                &job.domain,
+                &job.order,
                 &job.fence,
                 &acme.me,
                 &hostname.as_str(),
@@ -85,7 +85,10 @@ pub(super) async fn install(
         .await?;
     let id: Uuid = row.ok_or(AcmeError::Fenced)?.get(0);
     // Notices may be slow, or not come at all; this router need not wait for its own.
-    acme.held.invalidate(job.claim.organization);
+    match &job.subject {
+        Subject::Claim { claim, .. } => acme.held.invalidate(claim.organization),
+        Subject::Base(_) => acme.wake.base.notify_one(),
+    }
     if !shows(acme, hostname, &leaf).await {
         acme.metrics.certificate_probe_failures.inc();
         tracing::error!(hostname = %hostname, "a new certificate was not served, and is taken back");
@@ -97,13 +100,14 @@ pub(super) async fn install(
             "with mine as (
                  update certificate_orders set holder = null, held_until = null, attempts = 0, due_at = $4,
                      last_error = null
-                 where domain_id = $1 and fence = $2 and holder = $3 returning domain_id),
+                 where id = $1 and fence = $2 and holder = $3 returning domain_id, base_domain),
              old as (
-                 delete from certificates where domain_id in (select domain_id from mine) and id <> $5
-                     and created_at < (select created_at from certificates where id = $5))
+                 delete from certificates c using mine where (c.domain_id = mine.domain_id
+                     or c.base_domain = mine.base_domain) and c.id <> $5
+                     and c.created_at < (select created_at from certificates where id = $5))
              update organization_domains set status = 'active', reason = null, updated_at = now()
              where id in (select domain_id from mine) and status in ('verified', 'active')",
-            &[&job.domain, &job.fence, &acme.me, &renew_at, &id],
+            &[&job.order, &job.fence, &acme.me, &renew_at, &id],
         )
         .await?;
     Ok(())

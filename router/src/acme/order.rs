@@ -5,12 +5,14 @@ use std::time::Duration;
 use gmah_shared::config::Challenge;
 use gmah_shared::hostname::Hostname;
 use instant_acme::{
-    Account, AuthorizationStatus, ChallengeType, Error, Identifier, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationHandle, AuthorizationStatus, ChallengeType, Error, Identifier, NewOrder, Order,
+    OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use zeroize::Zeroizing;
 
-use super::{Acme, AcmeError};
+use super::hook::{self, Record};
+use super::{Acme, AcmeError, Subject};
 
 /// Asks again where nothing but the nonce was refused: the request was not looked at (RFC 8555, section 6.5). The library
 /// tries three times. A macro, because what is asked borrows the order anew each time.
@@ -39,18 +41,25 @@ const POLL: RetryPolicy = RetryPolicy::new()
     .backoff(1.6)
     .timeout(Duration::from_secs(90));
 
-pub(super) async fn issue(acme: &Acme, account: &Account, hostname: &Hostname) -> Result<Issued, AcmeError> {
+pub(super) async fn issue(acme: &Acme, account: &Account, subject: &Subject) -> Result<Issued, AcmeError> {
     let error = |e| acme.authority.error(e);
-    let names = [Identifier::Dns(hostname.as_str().to_owned())];
-    let mut order = steadily!(account.new_order(&NewOrder::new(&names))).map_err(error)?;
-    let proven = prove(acme, &mut order, hostname).await;
-    let forgotten = forget(acme, hostname).await;
-    proven?;
+    let names = subject.names();
+    let identifiers: Vec<_> = names.iter().cloned().map(Identifier::Dns).collect();
+    let mut order = steadily!(account.new_order(&NewOrder::new(&identifiers))).map_err(error)?;
+    let mut shown = Vec::new();
+    // Shorter than the whole, so that what was shown is taken back also when it takes too long.
+    let proven =
+        tokio::time::timeout(subject.timeout() * 2 / 3, prove(acme, &mut order, subject, &mut shown)).await;
+    let forgotten = match subject {
+        Subject::Claim { claim, .. } => forget(acme, &claim.hostname).await,
+        Subject::Base(_) => hook::cleanup(acme, &shown).await,
+    };
+    proven.unwrap_or(Err(AcmeError::Timeout))?;
     forgotten?;
     // A key of its own for each certificate.
     let fault = |e: rcgen::Error| AcmeError::Certificate(e.to_string());
     let key = KeyPair::generate().map_err(fault)?;
-    let mut params = CertificateParams::new(vec![hostname.as_str().to_owned()]).map_err(fault)?;
+    let mut params = CertificateParams::new(names).map_err(fault)?;
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(&key).map_err(fault)?;
     steadily!(order.finalize_csr(request.der())).map_err(error)?;
@@ -60,27 +69,51 @@ pub(super) async fn issue(acme: &Acme, account: &Account, hostname: &Hostname) -
 
 const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 
-/// Shows every proof that is asked for, and waits until the authority has seen it.
-async fn prove(acme: &Acme, order: &mut Order, hostname: &Hostname) -> Result<(), AcmeError> {
+/// Shows every proof that is asked for, and waits until the authority has seen them. What the hook is about to show is put
+/// into `shown` before.
+async fn prove(
+    acme: &Acme,
+    order: &mut Order,
+    subject: &Subject,
+    shown: &mut Vec<Record>,
+) -> Result<(), AcmeError> {
     let error = |e| acme.authority.error(e);
-    let kind = match acme.acme.challenge {
-        Challenge::Http01 => ChallengeType::Http01,
-        Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+    let kind = match (subject, acme.acme.challenge) {
+        (Subject::Base(_), _) => ChallengeType::Dns01,
+        (_, Challenge::Http01) => ChallengeType::Http01,
+        (_, Challenge::TlsAlpn01) => ChallengeType::TlsAlpn01,
     };
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(error)?;
-        match authorization.status {
-            AuthorizationStatus::Pending => {}
-            AuthorizationStatus::Valid => continue,
-            other => return Err(AcmeError::Authority(format!("the authorization is {other:?}"))),
+        if !is_pending(&authorization)? {
+            continue;
         }
-        let mut challenge = authorization.challenge(kind.clone()).ok_or_else(|| {
-            AcmeError::Authority(format!("it offers no {} here", acme.acme.challenge.as_str()))
-        })?;
-        show(acme, hostname, &challenge.token, challenge.key_authorization().as_str()).await?;
+        let challenge = authorization.challenge(kind.clone()).ok_or_else(|| missing(&kind))?;
+        let answer = challenge.key_authorization();
+        match subject {
+            Subject::Claim { claim, .. } => {
+                show(acme, &claim.hostname, &challenge.token, answer.as_str()).await?;
+            }
+            Subject::Base(base) => {
+                let record = Record { name: format!("_acme-challenge.{base}"), value: answer.dns_value() };
+                shown.push(record.clone());
+                hook::present(acme, &record).await?;
+            }
+        }
+    }
+    match subject {
         // The others hear of it by a notice.
-        tokio::time::sleep(*acme.acme.propagation).await;
+        Subject::Claim { .. } => tokio::time::sleep(*acme.acme.propagation).await,
+        Subject::Base(_) => hook::visible(acme, shown).await?,
+    }
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization.map_err(error)?;
+        if !is_pending(&authorization)? {
+            continue;
+        }
+        let mut challenge = authorization.challenge(kind.clone()).ok_or_else(|| missing(&kind))?;
         steadily!(challenge.set_ready()).map_err(error)?;
     }
     let status = steadily!(order.poll_ready(&POLL)).map_err(error)?;
@@ -88,6 +121,19 @@ async fn prove(acme: &Acme, order: &mut Order, hostname: &Hostname) -> Result<()
         return Ok(());
     }
     Err(AcmeError::Authority(refusal(order).await.unwrap_or_else(|| format!("the order is {status:?}"))))
+}
+
+/// Whether an authorization waits for a proof; false where it has been given already.
+fn is_pending(authorization: &AuthorizationHandle<'_>) -> Result<bool, AcmeError> {
+    match authorization.status {
+        AuthorizationStatus::Pending => Ok(true),
+        AuthorizationStatus::Valid => Ok(false),
+        other => Err(AcmeError::Authority(format!("the authorization is {other:?}"))),
+    }
+}
+
+fn missing(kind: &ChallengeType) -> AcmeError {
+    AcmeError::Authority(format!("it offers no {kind:?} here"))
 }
 
 /// What the authority says of the proof that it did not accept.

@@ -11,12 +11,16 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::staple::Asks;
+
 /// What a connection is served with.
 pub struct Served {
     /// For the handshake.
     pub config: Arc<ServerConfig>,
     /// DNS names of the certificate, in lower case.
     pub names: Arc<[String]>,
+    /// What its leaf asks to be stapled to it.
+    pub(super) asks: Option<Box<Asks>>,
 }
 
 impl Served {
@@ -42,24 +46,33 @@ impl Served {
             PrivateKeyDer::from_pem_slice(key).map_err(|e| CertificateError::Pem("key", e.to_string()))?;
         let pair = CertifiedKey::new(chain, provider::sign::any_supported_type(&key)?);
         pair.keys_match()?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = tickets;
-        config.send_tls13_tickets = 1;
-        // Ours goes first among what a client offers.
-        config.ignore_client_order = true;
-        // 0-RTT data could be replayed (RFC 8470), so none is taken.
-        config.max_early_data_size = 0;
-        Ok(Self { config: Arc::new(config), names: names.into() })
+        let asks = Asks::of(&pair).map_err(|message| CertificateError::Pem("certificate", message))?;
+        let names: Arc<[String]> = names.into();
+        Ok(Self { config: configured(pair, tickets)?, names, asks: asks.map(Box::new) })
     }
 
     /// Whether the certificate is for that name.
     pub fn covers(&self, host: &Hostname) -> bool {
         self.names.iter().any(|n| host.is_covered_by(n))
     }
+}
+
+pub(super) fn configured(
+    pair: CertifiedKey,
+    tickets: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = tickets;
+    config.send_tls13_tickets = 1;
+    // Ours goes first among what a client offers.
+    config.ignore_client_order = true;
+    // 0-RTT data could be replayed (RFC 8470), so none is taken.
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
 }
 
 /// Why a pair of files is not served.

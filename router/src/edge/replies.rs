@@ -14,6 +14,7 @@ use crate::access;
 use crate::ctx::RequestCtx;
 use crate::policy;
 use crate::reject::{Refusal, Rejection, Reply};
+use crate::trace::Trace;
 
 impl Edge {
     /// The cookie with which a browser passes, and back to where it wanted to go.
@@ -121,6 +122,7 @@ pub(crate) fn line<'a>(
     access::Line {
         at: time::OffsetDateTime::now_utc() - took,
         request_id: &ctx.request_id,
+        trace_id: ctx.trace.as_ref().and_then(Trace::id),
         tenant: ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
         host: ctx.host.as_ref().map(Hostname::as_str),
         method: request.method.as_str(),

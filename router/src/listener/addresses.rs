@@ -1,9 +1,9 @@
-//! Whose connections are open, and who opens them how fast.
+//! Whose connections are open, who opens them how fast, and what is in flight on them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -33,13 +33,42 @@ struct Bounds {
 #[derive(Default)]
 struct Open {
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, Here>,
+}
+
+#[derive(Default)]
+struct Here {
+    connections: usize,
+    requests: Requests,
+}
+
+/// Requests in flight of one address, on all its connections. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Requests(Arc<AtomicUsize>);
+
+/// A request in flight; given back when dropped.
+#[derive(Debug)]
+pub struct Counted(Requests);
+
+impl Requests {
+    /// Counts a request, unless the address has as many as it may have.
+    pub fn enter(&self, max: usize) -> Option<Counted> {
+        let counted = Counted(self.clone());
+        (self.0.fetch_add(1, Ordering::AcqRel) < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A connection's place; given back when dropped.
 pub struct Place {
     addresses: Addresses,
     key: Option<IpAddr>,
+    requests: Requests,
     metrics: Arc<Metrics>,
 }
 
@@ -76,13 +105,14 @@ impl Addresses {
         if open.total >= bounds.total {
             return Err(Refused::Total);
         }
-        if let Some(key) = key {
-            open.add(key, bounds.per_address)?;
-        }
+        let requests = match key {
+            Some(key) => open.add(key, bounds.per_address)?,
+            None => Requests::default(),
+        };
         open.total += 1;
         drop(open);
         metrics.connections.inc();
-        Ok(Place { addresses: self.clone(), key, metrics: metrics.clone() })
+        Ok(Place { addresses: self.clone(), key, requests, metrics: metrics.clone() })
     }
 
     fn is_in_time(&self, key: IpAddr) -> Result<(), Refused> {
@@ -119,9 +149,16 @@ impl Place {
         let key = network(client);
         self.addresses.is_in_time(key)?;
         let per_address = self.addresses.0.bounds.load().per_address;
-        self.addresses.0.lock().add(key, per_address)?;
+        self.requests = self.addresses.0.lock().add(key, per_address)?;
         self.key = Some(key);
         Ok(())
+    }
+}
+
+impl Place {
+    /// What is in flight of the same address.
+    pub fn requests(&self) -> Requests {
+        self.requests.clone()
     }
 }
 
@@ -130,10 +167,10 @@ impl Drop for Place {
         let mut open = self.addresses.0.lock();
         open.total -= 1;
         if let Some(key) = self.key
-            && let Some(n) = open.by_address.get_mut(&key)
+            && let Some(here) = open.by_address.get_mut(&key)
         {
-            *n -= 1;
-            if *n == 0 {
+            here.connections -= 1;
+            if here.connections == 0 {
                 open.by_address.remove(&key);
             }
         }
@@ -148,13 +185,13 @@ impl Shared {
 }
 
 impl Open {
-    fn add(&mut self, key: IpAddr, max: usize) -> Result<(), Refused> {
-        let here = self.by_address.get(&key).copied().unwrap_or(0);
-        if here >= max {
+    fn add(&mut self, key: IpAddr, max: usize) -> Result<Requests, Refused> {
+        let here = self.by_address.entry(key).or_default();
+        if here.connections >= max {
             return Err(Refused::Address);
         }
-        self.by_address.insert(key, here + 1);
-        Ok(())
+        here.connections += 1;
+        Ok(here.requests.clone())
     }
 }
 

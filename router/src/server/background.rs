@@ -6,10 +6,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use gmah_shared::catalog::listen::Topic;
 use gmah_shared::catalog::{Store, StoreError};
+use gmah_shared::hostname::Hostname;
 use gmah_shared::secret::MasterKey;
 use gmah_shared::token::Keyring;
 use tokio::sync::Notify;
 
+use crate::acme::Wake;
+use crate::certs::Certificates;
 use crate::certs::challenges::Challenges;
 use crate::certs::tickets::Tickets;
 
@@ -36,18 +39,23 @@ pub(super) struct Topics {
     pub(super) keys: Arc<Notify>,
     pub(super) tickets: Arc<Notify>,
     pub(super) challenges: Arc<Notify>,
-    pub(super) orders: Arc<Notify>,
+    pub(super) certificates: Wake,
 }
 
 impl Topics {
     pub(super) fn listener(&self) -> Box<dyn Fn(Topic) + Send + Sync> {
         let (keys, tickets) = (self.keys.clone(), self.tickets.clone());
-        let (challenges, orders) = (self.challenges.clone(), self.orders.clone());
+        let (challenges, certificates) = (self.challenges.clone(), self.certificates.clone());
         Box::new(move |topic| match topic {
             Topic::Keys => keys.notify_one(),
             Topic::Tickets => tickets.notify_one(),
             Topic::Challenges => challenges.notify_one(),
-            Topic::Orders => orders.notify_one(),
+            // Customers' and the base domain's are looked after by tasks of their own.
+            Topic::Orders => {
+                certificates.claims.notify_one();
+                certificates.base_order.notify_one();
+            }
+            Topic::Certificates => certificates.base.notify_one(),
         })
     }
 }
@@ -100,6 +108,28 @@ pub(super) async fn keep_challenges(
         match store.challenges().await {
             Ok(proofs) => challenges.exchange(proofs),
             Err(e) => tracing::debug!(error = %e, "proofs for the certificate authority not read"),
+        }
+        // Woken by a notice or by the clock; it rereads everything either way.
+        let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+    }
+}
+
+/// Reads the base domain's own certificate at a notice, and now and then.
+pub(super) async fn keep_base(
+    store: Store,
+    certificates: Arc<Certificates>,
+    base: Hostname,
+    reload: Arc<Notify>,
+) -> std::convert::Infallible {
+    loop {
+        match tokio::time::timeout(MASTER_TIMEOUT, store.base_certificate(&base)).await {
+            Ok(Ok(pair)) => {
+                if let Err(e) = certificates.exchange_ordered(pair.as_ref()) {
+                    tracing::error!(error = %e, "the base domain's certificate in the master is refused");
+                }
+            }
+            Ok(Err(e)) => tracing::warn!(error = %e, "the base domain's certificate was not read"),
+            Err(_) => tracing::warn!("the base domain's certificate was not read in time"),
         }
         // Woken by a notice or by the clock; it rereads everything either way.
         let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;

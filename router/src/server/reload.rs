@@ -50,7 +50,7 @@ impl Reloadable {
         // Everything that can fail comes first.
         let pools = Pools::new(&config, &self.metrics.upstream_seconds).map_err(ReloadError::Pools)?;
         pools.resolve(&self.dns).await.map_err(ReloadError::Pools)?;
-        let certificate = self.certificates.read(&config.certificate_file, &config.key_file)?;
+        let certificate = self.certificates.read(config.certificate_files().as_ref())?;
         let watchers = Tasks::new();
         pools.watch(&self.dns, &watchers);
         self.addresses.rebound(&config.limits);

@@ -49,10 +49,12 @@ pub enum Topic {
     Challenges,
     /// Names that need a certificate.
     Orders,
+    /// The base domain's own certificate.
+    Certificates,
 }
 
 impl Topic {
-    const ALL: [Self; 4] = [Self::Keys, Self::Tickets, Self::Challenges, Self::Orders];
+    const ALL: [Self; 5] = [Self::Keys, Self::Tickets, Self::Challenges, Self::Orders, Self::Certificates];
 
     fn parse(text: &str) -> Option<Self> {
         match text {
@@ -60,6 +62,7 @@ impl Topic {
             "tickets" => Some(Self::Tickets),
             "challenges" => Some(Self::Challenges),
             "orders" => Some(Self::Orders),
+            "certificates" => Some(Self::Certificates),
             _ => None,
         }
     }

@@ -116,13 +116,30 @@ impl Store {
                 Ok(StoredCertificate {
                     organization: TenantId::from_uuid(row.get("id")),
                     revision: row.get("revision"),
-                    chain_pem: row.get("chain_pem"),
-                    key_pem: key.open_text(&format!("certificates/{domain}"), row.get("private_key"))?,
+                    pair: KeyPair {
+                        chain_pem: row.get("chain_pem"),
+                        key_pem: key.open_text(&format!("certificates/{domain}"), row.get("private_key"))?,
+                    },
                 })
             })
             .await
         }
         .boxed()
+    }
+
+    /// The newest certificate that was ordered for the base domain and its wildcard.
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`], and when its key does not open.
+    pub async fn base_certificate(&self, base: &Hostname) -> Result<Option<KeyPair>, StoreError> {
+        let rows = self.many(BASE_CERTIFICATE, &[&base.as_str()]).await?;
+        let pair = |row: &Row| {
+            Ok(KeyPair {
+                chain_pem: row.get("chain_pem"),
+                key_pem: self.key.open_text(&format!("certificates/*.{base}"), row.get("private_key"))?,
+            })
+        };
+        rows.first().map(pair).transpose()
     }
 
     /// Secrets that session tickets are derived from, the newest first.
@@ -318,13 +335,20 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     })
 }
 
-/// A certificate and its key, as they are kept.
+/// A customer's certificate, as it is kept.
 #[derive(Debug, Clone)]
 pub struct StoredCertificate {
     /// Whose domain it is for.
     pub organization: TenantId,
     /// Of that organisation.
     pub revision: i64,
+    /// The certificate.
+    pub pair: KeyPair,
+}
+
+/// A certificate and its key, both as PEM.
+#[derive(Debug, Clone)]
+pub struct KeyPair {
     /// The chain, leaf first.
     pub chain_pem: String,
     /// The key, opened.
@@ -351,6 +375,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("detail", DETAIL),
     ("keys", KEYS),
     ("certificate", CERTIFICATE),
+    ("base_certificate", BASE_CERTIFICATE),
     ("ticket_secrets", TICKET_SECRETS),
     ("challenges", CHALLENGES),
 ];
@@ -363,6 +388,10 @@ const BY_DOMAIN: &str = include_str!("by_domain.sql");
 
 /// Indexes: organization_domains_held, then certificates_domain.
 const CERTIFICATE: &str = include_str!("certificate.sql");
+
+/// Index: certificates_base_domain.
+const BASE_CERTIFICATE: &str = "select chain_pem, private_key from certificates where base_domain = $1
+    order by created_at desc limit 1";
 
 /// A handful of rows.
 const TICKET_SECRETS: &str = "select secret from ticket_secrets order by id desc limit 4";

@@ -105,6 +105,27 @@ pub struct AcmeSettings {
     /// Between making a proof and asking the authority to look, for other routers to hear of it. Default 1 s.
     #[serde(default = "propagation")]
     pub propagation: HumanDuration,
+    /// Orders the certificate of the base domain and its wildcard as well.
+    pub wildcard: Option<Wildcard>,
+}
+
+/// `[acme.wildcard]`: the certificate for `BASE` and `*.BASE`, proven by a record in the DNS (RFC 8555, section 8.4), which
+/// a program of the operator's makes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wildcard {
+    /// The program and its first arguments, run without a shell. `present NAME. VALUE` is appended to add a TXT record
+    /// beside those that are there, `cleanup NAME. VALUE` to take it away again.
+    pub hook: Vec<String>,
+    /// Variables that it gets of this process's; nothing but these and `PATH`. Default: none.
+    #[serde(default)]
+    pub hook_env: Vec<String>,
+    /// Deadline of one run. Default 1 min.
+    #[serde(default = "hook_timeout")]
+    pub hook_timeout: HumanDuration,
+    /// How long the records may take until the DNS has them. Default 2 min.
+    #[serde(default = "propagation_timeout")]
+    pub propagation_timeout: HumanDuration,
 }
 
 /// How a name is proven to the authority.
@@ -147,4 +168,12 @@ fn retry() -> HumanDuration {
 
 fn propagation() -> HumanDuration {
     HumanDuration::from_secs(1)
+}
+
+fn hook_timeout() -> HumanDuration {
+    HumanDuration::from_secs(60)
+}
+
+fn propagation_timeout() -> HumanDuration {
+    HumanDuration::from_secs(120)
 }

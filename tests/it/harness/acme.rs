@@ -1,7 +1,7 @@
 //! A certificate authority of the test's own: Debian's `pebble`, which asks a DNS of the test's own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,15 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) async fn start(challenge: &str) -> Self {
+        Self::start_with(challenge, "gmah.localhost", |_, _| String::new()).await
+    }
+
+    /// With another base domain, and more of a configuration, which may use the DNS and the folder.
+    pub(crate) async fn start_with(
+        challenge: &str,
+        base: &str,
+        more: impl FnOnce(&Dns, &Path) -> String,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .expect("mode");
@@ -47,9 +56,11 @@ impl Edge {
             port = directory.port(),
             ca = folder.path().join("data/certs/ca.pem").display(),
         );
+        let text = text + &more(&dns, folder.path());
         std::fs::write(&extra, text).expect("written");
         let configuration = tempfile::tempdir().expect("folder");
-        let dev = Dev::start_in(folder, &["--extra-config", &extra.display().to_string()]).await;
+        let extra = extra.display().to_string();
+        let dev = Dev::start_in(folder, &["--extra-config", &extra, "--base-domain", base]).await;
         let pebble =
             pebble(&dev, &dns, configuration.path().join("pebble.json"), directory, management).await;
         // Its root is made anew at every start.

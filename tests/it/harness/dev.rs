@@ -82,6 +82,11 @@ impl Dev {
         self.folder.as_ref().expect("held until stopped").path()
     }
 
+    /// Of the process, for as long as it runs.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("running")
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder().join("dev.log")).unwrap_or_default()
     }

@@ -12,7 +12,8 @@ use super::http::{exchange, request};
 
 pub(crate) struct Dns {
     pub(crate) address: SocketAddr,
-    management: SocketAddr,
+    /// Where its answers are set.
+    pub(crate) management: SocketAddr,
     child: Child,
 }
 
