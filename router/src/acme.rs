@@ -69,6 +69,8 @@ pub(crate) struct Job {
     fence: i64,
     attempts: i32,
     subject: Subject,
+    /// Values of TXT records that an earlier holder had made, and may not have taken away.
+    left: Vec<String>,
 }
 
 /// What a certificate is for.
@@ -146,8 +148,6 @@ pub(crate) enum AcmeError {
     Fenced,
     #[error("acme.wildcard.hook: {0}")]
     Hook(String),
-    #[error("{0} has no TXT record {1}, though the hook said so")]
-    Invisible(String, String),
 }
 
 impl From<tokio_postgres::Error> for AcmeError {
@@ -247,12 +247,25 @@ impl Acme {
         }
         let account = self.authority.account(&mut self.client().await?).await?;
         let order_id = self.spend(job.subject.hostname()).await?;
-        let issued = order::issue(self, &account, &job.subject).await?;
+        let issued = order::issue(self, &account, job).await?;
         install::install(self, job, order_id, issued, &account).await
     }
 
     async fn client(&self) -> Result<Object, AcmeError> {
         self.store.pool().get().await.map_err(|_| AcmeError::Master("no connection".into()))
+    }
+
+    /// Gives back what this router has taken, when it stops.
+    pub async fn release(&self) {
+        let given = async {
+            let sql = "update certificate_orders set holder = null, held_until = null where holder = $1";
+            Ok(self.client().await?.execute(sql, &[&self.me]).await?)
+        };
+        if let Err(e) = tokio::time::timeout(RELEASE_TIMEOUT, given).await.unwrap_or(Err(AcmeError::Timeout))
+        {
+            // The lease ends by itself.
+            tracing::debug!(error = %e, "certificates: not given back");
+        }
     }
 
     /// Takes one order that is due; nobody else has it for as long as the lease lasts.
@@ -287,6 +300,7 @@ impl Acme {
             fence: row.get("fence"),
             attempts: row.get("attempts"),
             subject,
+            left: row.get("shown"),
         }))
     }
 
@@ -351,6 +365,7 @@ async fn in_time<T>(asked: impl Future<Output = Result<T, AcmeError>>) -> Result
     tokio::time::timeout(MASTER_TIMEOUT, asked).await.unwrap_or(Err(AcmeError::Timeout))
 }
 
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const MASTER_TIMEOUT: Duration = Duration::from_secs(20);
 /// An order takes less than this, all in all.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
@@ -382,5 +397,5 @@ const TAKE: &str = "
           and not exists (select 1 from acme_accounts a where a.directory = $3 and a.paused_until > now())
         order by q.due_at limit 1 for update of q skip locked) due
     where q.id = due.id
-    returning q.id, q.domain_id, q.fence, q.attempts - 1 as attempts, due.hostname, due.organization_id, due.nonce,
+    returning q.id, q.domain_id, q.fence, q.attempts - 1 as attempts, q.shown, due.hostname, due.organization_id, due.nonce,
         due.target_label";

@@ -99,6 +99,7 @@ impl Certificates {
         metrics: Arc<Metrics>,
     ) -> Result<Self, CertificateError> {
         let read = files.map(|f| f.read(&tickets)).transpose()?;
+        metrics.certificate_ends("files", read.as_ref().map(|r| r.served.not_after));
         Ok(Self {
             files: ArcSwapOption::from_pointee(read),
             ordered: ArcSwapOption::empty(),
@@ -119,7 +120,29 @@ impl Certificates {
 
     /// Serves what was read.
     pub fn exchange(&self, read: Option<FromFiles>) {
+        let read = read.map(|read| read.with_staple_of(self.files.load().as_deref()));
+        self.metrics.certificate_ends("files", read.as_ref().map(|r| r.served.not_after));
         self.files.store(read.map(Arc::new));
+    }
+
+    /// Whether the base domain has a certificate that was ordered, and holds.
+    pub fn has_ordered(&self) -> bool {
+        self.ordered.load().as_ref().is_some_and(|o| o.holds(SystemTime::now()))
+    }
+
+    /// Whether the base domain has a certificate.
+    pub fn has_base(&self) -> bool {
+        self.files.load().is_some() || self.has_ordered()
+    }
+
+    /// Fetches what the certificate from files asks to be stapled to it, if it does.
+    pub async fn first_staple(&self) {
+        let Some(current) = self.files.load_full() else { return };
+        let mut read = (*current).clone();
+        match staple::first(&mut read).await {
+            Ok(()) => drop(self.files.compare_and_swap(&Some(current), Some(Arc::new(read)))),
+            Err(e) => tracing::error!(error = %e, "served without the staple that it asks for"),
+        }
     }
 
     /// Serves what was ordered for the base domain; the files again where there is nothing.
@@ -128,6 +151,7 @@ impl Certificates {
     /// [`CertificateError`]; then nothing has changed.
     pub fn exchange_ordered(&self, pair: Option<&KeyPair>) -> Result<(), CertificateError> {
         let served = pair.map(|pair| self.served(pair)).transpose()?;
+        self.metrics.certificate_ends("ordered", served.as_ref().map(|s| s.not_after));
         self.ordered.store(served.map(Arc::new));
         Ok(())
     }
@@ -170,10 +194,15 @@ impl Certificates {
     }
 
     fn base(&self, host: &Hostname) -> Option<Arc<Served>> {
-        if let Some(ordered) = self.ordered.load().as_ref().filter(|o| o.covers(host)) {
-            return Some(ordered.clone());
+        let ordered = self.ordered.load();
+        let ordered = ordered.as_ref().filter(|o| o.covers(host));
+        let files = self.files.load();
+        let from_files = files.as_ref().map(|f| &f.served).filter(|s| s.covers(host));
+        match (ordered, from_files) {
+            // What has ended is better than nothing only.
+            (Some(ordered), Some(files)) if !ordered.holds(SystemTime::now()) => Some(files.clone()),
+            (ordered, files) => ordered.or(files).cloned(),
         }
-        self.files.load().as_ref().map(|f| &f.served).filter(|s| s.covers(host)).cloned()
     }
 
     /// Looks at the files for as long as the program runs.
@@ -187,14 +216,21 @@ impl Certificates {
                 continue;
             }
             match current.files.read(&self.tickets) {
-                Ok(mut read) => {
-                    // The old pair is served until the new one has everything that it asks for.
+                Ok(read) => {
+                    let mut read = read.with_staple_of(Some(&current));
+                    // The old pair is served for as long as it takes to ask.
                     if let Err(e) = staple::first(&mut read).await {
                         tracing::error!(error = %e, "served without the staple that it asks for");
                     }
-                    tracing::info!(names = ?read.served.names, "certificate exchanged");
-                    self.files.store(Some(Arc::new(read)));
+                    let (names, ends) = (read.served.names.clone(), read.served.not_after);
+                    let previous = self.files.compare_and_swap(&Some(current.clone()), Some(Arc::new(read)));
+                    if !previous.as_ref().is_some_and(|p| Arc::ptr_eq(p, &current)) {
+                        // Another configuration, or another staple, came meanwhile: looked at anew.
+                        continue;
+                    }
+                    tracing::info!(?names, "certificate exchanged");
                     self.metrics.certificate(true);
+                    self.metrics.certificate_ends("files", Some(ends));
                     refused = None;
                 }
                 Err(e) => {
@@ -229,5 +265,62 @@ impl Files {
             served: Arc::new(Served::from_pem(&chain, &key, tickets.clone())?),
             stamp,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gmah_shared::catalog::CacheMetrics;
+    use gmah_shared::config::CatalogSettings;
+    use rcgen::{CertificateParams, KeyPair as Key};
+
+    use super::tickets::Tickets;
+    use super::*;
+
+    fn pair(year: i32) -> KeyPair {
+        let key = Key::generate().expect("key");
+        let mut params = CertificateParams::new(vec!["*.gmah.example".to_owned()]).expect("names");
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let chain_pem = params.self_signed(&key).expect("signed").pem();
+        KeyPair { chain_pem, key_pem: key.serialize_pem().into() }
+    }
+
+    #[tokio::test]
+    async fn what_was_ordered_goes_before_the_files_until_it_has_ended() {
+        let folder = tempfile::tempdir().expect("folder");
+        let files =
+            Files { certificate: folder.path().join("chain.pem"), key: folder.path().join("key.pem") };
+        let written = pair(2090);
+        std::fs::write(&files.certificate, &written.chain_pem).expect("written");
+        std::fs::write(&files.key, written.key_pem.expose_secret()).expect("written");
+        let metrics = Metrics::new(10).expect("metrics");
+        let counts = CacheMetrics::register(&metrics.registry, "certificates").expect("metrics");
+        let cache = Cache::new(
+            CatalogSettings::default(),
+            Box::new(|_: &Hostname| Box::pin(async { Ok(None) })),
+            counts,
+        );
+        let certificates = Certificates::load(Some(&files), Tickets::new(), cache, metrics).expect("loaded");
+        let ends = || async {
+            match certificates.choose(Some("paris.gmah.example"), false).await {
+                Choice::Serve(served) => Some(served.not_after),
+                _ => None,
+            }
+        };
+        let from_files = ends().await.expect("served");
+        certificates.exchange_ordered(Some(&pair(2095))).expect("taken");
+        assert!(ends().await.expect("served") > from_files);
+        assert!(certificates.has_ordered());
+        certificates.exchange_ordered(Some(&pair(2020))).expect("taken");
+        assert_eq!(ends().await, Some(from_files), "it has ended");
+        assert!(!certificates.has_ordered());
+        // Better than nothing.
+        certificates.exchange(None);
+        assert!(ends().await.is_some_and(|e| e < SystemTime::now()));
+        let bad = KeyPair { chain_pem: "junk".into(), ..pair(2095) };
+        assert!(certificates.exchange_ordered(Some(&bad)).is_err());
+        assert!(ends().await.is_some(), "nothing has changed");
+        certificates.exchange_ordered(None).expect("taken");
+        assert!(ends().await.is_none() && !certificates.has_base());
     }
 }

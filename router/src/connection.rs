@@ -273,7 +273,7 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     tokio::select! {
                         _ = served => {}
                         // Losing the request here resets its stream and frees its backend connection.
-                        () = stalled(&progress, stall_timeout) => if !progress.is_answered() {
+                        () = stalled(&progress, stall_timeout, write_timeout) => if !progress.is_answered() {
                             http.refused(Rejection::RequestTimeout);
                         }
                     }
@@ -296,16 +296,17 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
     }
 }
 
-/// Returns when nothing has moved for that long; much sooner where the answer is out and only the rest of a request is
-/// missing, which nobody waits for.
-async fn stalled(progress: &Progress, time: Duration) {
-    let (mut last, mut still) = (progress.mark(), 0);
-    while still < STEPS {
-        pingora_timeout::sleep(time / STEPS).await;
+/// Returns when nothing has moved for that long; sooner, after `answered`, where the answer is out and only the rest of a
+/// request is missing.
+async fn stalled(progress: &Progress, time: Duration, answered: Duration) {
+    let step = time / STEPS;
+    let (mut last, mut still) = (progress.mark(), Duration::ZERO);
+    while still < time {
+        pingora_timeout::sleep(step).await;
         let now = progress.mark();
-        still = if now == last { still + 1 } else { 0 };
+        still = if now == last { still + step } else { Duration::ZERO };
         last = now;
-        if still > 0 && progress.is_answered() {
+        if still >= answered && progress.is_answered() {
             return;
         }
     }

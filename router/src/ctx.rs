@@ -198,6 +198,13 @@ impl RequestCtx {
         }
     }
 
+    /// The answer is whole, and the request is not.
+    pub fn answered(&self) {
+        if let Some(progress) = &self.progress {
+            progress.answered();
+        }
+    }
+
     /// The client left before it was answered.
     pub fn abandoned(&self) {
         if let Some(progress) = &self.progress {

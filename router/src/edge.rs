@@ -120,8 +120,8 @@ impl Edge {
         }
         // Nobody takes the whole of an organisation's places; whom a proxy names is the proxy's to bound.
         if ctx.client == Some(info.client) {
-            let counted = info.requests.enter(limiter.per_address()).ok_or(Rejection::TooManyOfAddress)?;
-            ctx.counted = Some(counted);
+            let counted = info.requests.enter(route.tenant.id, limiter.per_address());
+            ctx.counted = Some(counted.ok_or(Rejection::TooManyOfAddress)?);
         }
         ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);

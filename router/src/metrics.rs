@@ -3,6 +3,7 @@
 mod tenants;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use gmah_shared::telemetry::names;
 use prometheus::{
@@ -41,6 +42,7 @@ pub struct Metrics {
     certificate_reloads: IntCounterVec,
     orders: IntCounterVec,
     staples: IntCounterVec,
+    certificate_ends: IntGaugeVec,
     /// Exports of traces.
     pub trace_exports: IntCounterVec,
     /// New certificates that the listener did not serve, and that were taken back. Somebody must look.
@@ -178,6 +180,13 @@ impl Metrics {
                 "reason",
             )?,
             orders: counters("gmah_router_certificate_orders_total", "Orders by result.", "result")?,
+            certificate_ends: IntGaugeVec::new(
+                prometheus::Opts::new(
+                    "gmah_router_certificate_not_after_seconds",
+                    "When the base domain's certificate ends, in seconds since 1970, by source; 0 where there is none.",
+                ),
+                &["source"],
+            )?,
             trace_exports: counters(
                 "gmah_router_trace_exports_total",
                 "Exports of traces by result.",
@@ -221,6 +230,7 @@ impl Metrics {
             r.register(Box::new(vec.clone()))?;
         }
         r.register(Box::new(metrics.certificate_probe_failures.clone()))?;
+        r.register(Box::new(metrics.certificate_ends.clone()))?;
         for result in OrderResult::ALL {
             metrics.orders.with_label_values(&[result.label()]);
         }
@@ -263,6 +273,13 @@ impl Metrics {
     /// Counts an order for a certificate.
     pub fn order(&self, result: OrderResult) {
         self.orders.with_label_values(&[result.label()]).inc();
+    }
+
+    /// Says when the base domain's certificate from there ends, if there is one.
+    pub fn certificate_ends(&self, source: &str, ends: Option<SystemTime>) {
+        let seconds = ends.and_then(|e| e.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+        let seconds = i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX);
+        self.certificate_ends.with_label_values(&[source]).set(seconds);
     }
 
     /// Counts a response that a certificate asks to be stapled to it.

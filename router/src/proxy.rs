@@ -109,7 +109,7 @@ impl ProxyHttp for Proxy {
             peer.options.read_timeout = Some(left.min(*pool.config.read_timeout));
         }
         if let Some(trace) = &mut ctx.trace {
-            trace.attempt(lease.0.address, &session.req_header().method);
+            trace.attempt(lease.0.address);
         }
         ctx.lease = Some(lease);
         Ok(peer)
@@ -163,24 +163,29 @@ impl ProxyHttp for Proxy {
         let session: &mut ServerSession = session.as_mut();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             ctx.deadline = None;
+            // Open for hours, and many behind one address: the organisation's places bound them.
+            ctx.counted = None;
             self.0.upgraded(session, ctx);
         }
         if self.0.stop.is_cancelled() {
             session.set_keepalive(None);
+        }
+        if upstream::is_bodyless(&session.req_header().method, response) && !session.is_body_done() {
+            ctx.answered();
         }
         headers::to_client(response, ctx, &self.0.live.load().promises)
     }
 
     fn response_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         _: &mut Option<Bytes>,
         is_end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
         ctx.moved();
-        if is_end && let Some(progress) = &ctx.progress {
-            progress.answered();
+        if is_end && !session.as_mut().is_body_done() {
+            ctx.answered();
         }
         if ctx.deadline.is_some_and(|d| d < Instant::now()) {
             // Half a response: the connection ends without its proper end.

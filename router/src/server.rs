@@ -5,20 +5,20 @@
 //! is a thread with an event loop of its own, its own connections to backends, and no work taken from others.
 
 mod background;
+mod error;
 mod reload;
+mod running;
 mod sockets;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gmah_shared::catalog::listen::{self, Listeners};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store};
 use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
-use gmah_shared::dns::{Dns, DnsError};
+use gmah_shared::dns::Dns;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
@@ -36,7 +36,7 @@ use crate::access::Log;
 use crate::acme::{Acme, Orders};
 use crate::admin::Admin;
 use crate::certs::tickets::Tickets;
-use crate::certs::{CertificateError, Certificates, keep_staples};
+use crate::certs::{Certificates, keep_staples};
 use crate::config::{Limits, Proxies, Router, RouterConfig};
 use crate::connection::Http;
 use crate::edge::Edge;
@@ -51,95 +51,17 @@ use crate::reject::Rejection;
 use crate::resolve::Resolver;
 use crate::trace::Tracing;
 use crate::upstream::Pools;
-use background::{Topics, keep_base, keep_challenges, keep_keys, keep_tickets};
+use background::{Topics, keep_base, keep_challenges, keep_keys, keep_tickets, read_base};
 use reload::Reloadable;
 use sockets::{Bound, Legacy};
 
+pub use error::StartError;
 pub use reload::ReloadError;
+pub use running::RunningRouter;
 pub use sockets::{Sockets, Successor, UpgradeError};
 
 /// Customers' certificates in memory at most.
 const MAX_CERTIFICATES: usize = 20_000;
-
-/// Why the role did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("{key} = {address}: {cause}")]
-    Bind {
-        /// Key of the configuration.
-        key: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        cause: std::io::Error,
-    },
-    /// The certificate.
-    #[error("{0}")]
-    Certificate(#[from] CertificateError),
-    /// The pool of the master.
-    #[error("master pool: {0}")]
-    Pool(#[from] deadpool_postgres::BuildError),
-    /// A pool of backends.
-    #[error("router.pools: {0}")]
-    Pools(String),
-    /// The Unix socket where a successor would come.
-    #[error("router.upgrade_socket: {}: {cause}", path.display())]
-    UpgradeSocket {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
-    /// A file or folder of the access log.
-    #[error("router.access_log: {0}")]
-    AccessLog(std::io::Error),
-    /// The counters that routers share.
-    #[error("router.shared_limits: {0}")]
-    SharedLimits(String),
-    /// The certificate authority.
-    #[error("{0}")]
-    Acme(String),
-    /// The collector of traces.
-    #[error("{0}")]
-    Traces(String),
-    /// The resolver of names.
-    #[error("{0}")]
-    Dns(#[from] DnsError),
-    /// A metric.
-    #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-    /// A worker's thread or event loop.
-    #[error("worker: {0}")]
-    Worker(std::io::Error),
-}
-
-/// A running role.
-pub struct RunningRouter {
-    /// HTTPS.
-    pub https: SocketAddr,
-    /// Plain HTTP.
-    pub http: SocketAddr,
-    /// Metrics, health, JWKS.
-    pub admin: SocketAddr,
-    /// What the role counts.
-    pub metrics: Arc<Metrics>,
-    /// Cancelled when a successor has taken the sockets over and serves.
-    pub handed_over: CancellationToken,
-    legacy: Option<Legacy>,
-    keyring: Arc<ArcSwap<Keyring>>,
-    reloadable: Reloadable,
-    draining: Arc<AtomicBool>,
-    stop: CancellationToken,
-    shutdown: watch::Sender<bool>,
-    hard_stop: CancellationToken,
-    tracker: TaskTracker,
-    tasks: Tasks,
-    orders: Tasks,
-    traces: Option<Traces>,
-    drain_delay: Duration,
-    drain_timeout: Duration,
-}
 
 /// A worker's handle on the framework, and the signals that end it.
 struct Serving<A> {
@@ -229,7 +151,7 @@ pub async fn start_on(
     )?);
     let (stop, hard_stop, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let keyring = Arc::new(ArcSwap::from_pointee(Keyring::default()));
-    let ready_keyring = keyring.clone();
+    let (ready_keyring, ready_certificates) = (keyring.clone(), certificates.clone());
     let signer = Signer::new(keyring.clone());
     let pools = Pools::new(&config, &metrics.upstream_seconds).map_err(StartError::Pools)?;
     let dns = Dns::new(&settings.dns)?;
@@ -291,22 +213,35 @@ pub async fn start_on(
         keep_challenges(store.clone(), certificates.challenges.clone(), topics.challenges),
     );
     // A group of its own: nothing is ordered by a router whose listener is about to close.
-    let orders = Tasks::new();
+    let (orders, mut orderers) = (Tasks::new(), Vec::new());
     if let Some(acme) = &settings.acme {
         let held: Arc<dyn Invalidate> = Arc::new(held_certificates);
         let listener = (sockets.https.address, config.proxies.clone(), held);
-        let is_wildcard = acme.wildcard.is_some();
-        let wake = topics.certificates.clone();
-        let acme = Acme::new(settings, acme, store.clone(), dns.clone(), metrics.clone(), listener, wake)
-            .map_err(StartError::Acme)?;
-        let acme = Arc::new(acme);
-        orders.spawn_forever("certificate-orders", acme.clone().run(Orders::Claims));
-        if is_wildcard {
-            orders.spawn_forever("base-certificate-order", acme.run(Orders::Base));
-            let (base, wake) = (settings.base_domain.clone(), topics.certificates.base);
-            tasks.spawn_forever("base-certificate", keep_base(store, certificates.clone(), base, wake));
+        let (wake, key) = (&topics.certificates, settings.base_domain.clone());
+        let order = || {
+            let (store, dns, metrics) = (store.clone(), dns.clone(), metrics.clone());
+            // Each with a way to the authority of its own: what it says of one matter says nothing of another.
+            Acme::new(settings, acme, store, dns, metrics, listener.clone(), wake.clone())
+                .map(Arc::new)
+                .map_err(StartError::Acme)
+        };
+        let claims = order()?;
+        orders.spawn_forever("certificate-orders", claims.clone().run(Orders::Claims));
+        orderers.push(claims);
+        if acme.wildcard.is_some() {
+            let base = order()?;
+            orders.spawn_forever("base-certificate-order", base.clone().run(Orders::Base));
+            orderers.push(base);
+            // Before the first connection: there may be nothing else to serve.
+            let mut held = None;
+            if let Err(e) = read_base(&store, &certificates, &key, &mut held).await {
+                tracing::warn!(error = %e, "the base domain's certificate was not read yet");
+            }
+            let kept = keep_base(store, certificates.clone(), key, held, wake.base.clone());
+            tasks.spawn_forever("base-certificate", kept);
         }
     }
+    certificates.first_staple().await;
 
     let (shutdown, shutdown_watch) = watch::channel(false);
     let workers = match config.workers.get() {
@@ -388,72 +323,12 @@ pub async fn start_on(
         tracker,
         tasks,
         orders,
+        orderers,
+        certificates: ready_certificates,
         traces,
         drain_delay: *config.drain_delay,
         drain_timeout: *config.drain_timeout,
     })
-}
-
-impl RunningRouter {
-    /// Takes another configuration, as a whole or not at all.
-    ///
-    /// # Errors
-    /// [`ReloadError`]; then nothing has changed.
-    pub async fn reload(&self, config: RouterConfig) -> Result<(), ReloadError> {
-        self.reloadable.reload(config).await
-    }
-
-    /// From now on a successor may take over, where the configuration says how.
-    ///
-    /// # Errors
-    /// [`StartError::UpgradeSocket`].
-    pub fn await_successor(&self) -> Result<(), StartError> {
-        let Some(legacy) = &self.legacy else { return Ok(()) };
-        let fault = |cause| StartError::UpgradeSocket { path: legacy.path().to_owned(), cause };
-        let predecessor = legacy.offer().map_err(fault)?;
-        let told = self.handed_over.clone();
-        // It blocks in the kernel until a successor comes, or the process ends.
-        let thread = std::thread::Builder::new().name("upgrade-socket".into());
-        thread.spawn(move || predecessor.wait(|| told.cancel())).map_err(StartError::Worker)?;
-        Ok(())
-    }
-
-    /// Returns when requests can be served, or after that long.
-    pub async fn ready(&self, patience: Duration) -> bool {
-        let until = tokio::time::Instant::now() + patience;
-        while self.keyring.load().signing().is_none() {
-            if tokio::time::Instant::now() > until {
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        true
-    }
-
-    /// Readiness off, no new connections, requests in flight finish; returns as soon as nothing runs.
-    pub async fn stop(self) {
-        self.draining.store(true, Ordering::Release);
-        self.orders.stop(Duration::from_secs(1)).await;
-        if !self.handed_over.is_cancelled() {
-            // Nobody need notice where a successor listens on the same sockets.
-            tokio::time::sleep(self.drain_delay).await;
-        }
-        // Nobody receives only when every worker is gone already.
-        let _ = self.shutdown.send(true);
-        self.stop.cancel();
-        self.tracker.close();
-        if tokio::time::timeout(self.drain_timeout, self.tracker.wait()).await.is_err() {
-            tracing::warn!(connections = self.tracker.len(), "not everything finished in time");
-        }
-        self.hard_stop.cancel();
-        let (_, watchers) = self.reloadable.current.into_inner();
-        watchers.stop(Duration::from_secs(1)).await;
-        self.tasks.stop(Duration::from_secs(5)).await;
-        if let Some(traces) = self.traces {
-            traces.stop().await;
-        }
-        tracing::info!("router stopped");
-    }
 }
 
 /// A thread with an event loop of its own that serves both public sockets.

@@ -28,6 +28,7 @@ pub struct Tracing(pub SdkTracer);
 pub struct Trace {
     tracer: SdkTracer,
     request: Span,
+    method: String,
     began: SystemTime,
     attempt: Option<Span>,
     attempts: i64,
@@ -45,8 +46,9 @@ impl Tracing {
         let began = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         let method = request.method.as_str();
         // Low cardinality: whatever is not a common method has one name (semantic conventions, HTTP spans).
-        let name = if COMMON.contains(&method) { method.to_owned() } else { "HTTP".to_owned() };
-        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Server).with_start_time(began);
+        let (name, method) = if COMMON.contains(&method) { (method, method) } else { ("HTTP", "_OTHER") };
+        let builder =
+            SpanBuilder::from_name(name.to_owned()).with_kind(SpanKind::Server).with_start_time(began);
         let mut span = self.0.build_with_context(builder, &parent);
         if span.is_recording() {
             span.set_attribute(KeyValue::new("http.request.method", method.to_owned()));
@@ -56,7 +58,15 @@ impl Tracing {
             let version = if request.version == http::Version::HTTP_2 { "2" } else { "1.1" };
             span.set_attribute(KeyValue::new("network.protocol.version", version));
         }
-        Trace { tracer: self.0.clone(), request: span, began, attempt: None, attempts: 0, is_trusted }
+        Trace {
+            tracer: self.0.clone(),
+            request: span,
+            method: method.to_owned(),
+            began,
+            attempt: None,
+            attempts: 0,
+            is_trusted,
+        }
     }
 }
 
@@ -67,13 +77,13 @@ impl Trace {
     }
 
     /// Another attempt at a backend begins.
-    pub(crate) fn attempt(&mut self, backend: SocketAddr, method: &http::Method) {
+    pub(crate) fn attempt(&mut self, backend: SocketAddr) {
         self.attempt_ends();
-        let builder = SpanBuilder::from_name(method.as_str().to_owned()).with_kind(SpanKind::Client);
+        let builder = SpanBuilder::from_name(self.method.clone()).with_kind(SpanKind::Client);
         let parent = Context::new().with_remote_span_context(self.request.span_context().clone());
         let mut span = self.tracer.build_with_context(builder, &parent);
         if span.is_recording() {
-            span.set_attribute(KeyValue::new("http.request.method", method.as_str().to_owned()));
+            span.set_attribute(KeyValue::new("http.request.method", self.method.clone()));
             span.set_attribute(KeyValue::new("server.address", backend.ip().to_string()));
             span.set_attribute(KeyValue::new("server.port", i64::from(backend.port())));
             if self.attempts > 0 {

@@ -113,6 +113,13 @@ pub struct Attempt<'a> {
     pub reused: bool,
 }
 
+/// Whether a response has no body, by its head (RFC 9112, section 6.3).
+pub fn is_bodyless(method: &http::Method, response: &pingora_http::ResponseHeader) -> bool {
+    method == http::Method::HEAD
+        || matches!(response.status.as_u16(), 204 | 304)
+        || response.headers.get(http::header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() == b"0")
+}
+
 /// Whether a failed attempt may be tried again: only if nothing can run twice.
 ///
 /// * the api refused a stale token, or an HTTP/2 backend a stream that it had not begun: yes, for every method;

@@ -28,7 +28,7 @@ pub struct BadFilter(#[from] tracing_subscriber::filter::ParseError);
 /// # Errors
 /// [`BadFilter`].
 pub fn init(format: LogFormat, filter: &str) -> Result<(), BadFilter> {
-    // The proxy warns of every body that a client breaks off. Below this these libraries log whole requests and statements, which no filter of an operator may ask for.
+    // The proxy warns of every body that a client breaks off. Below these levels the libraries log whole requests and statements, which no filter of an operator may ask for.
     let mut filter = EnvFilter::try_new(filter)?;
     for cap in ["pingora_core=warn", "pingora_proxy=error", "h2=info", "hyper=info", "tokio_postgres=warn"] {
         filter = filter.add_directive(cap.parse()?);

@@ -33,7 +33,7 @@ async fn started() -> Edge {
         let hook = hook.display();
         format!(
             "[acme.wildcard]\nhook = [\"{hook}\", \"first\"]\nhook_env = [\"CARGO_PKG_NAME\"]\n\
-             propagation_timeout = \"5s\"\n"
+             settle = \"100ms\"\npropagation_timeout = \"5s\"\n"
         )
     })
     .await
@@ -88,6 +88,7 @@ async fn the_wildcard_is_ordered_once_and_replaced_without_a_pause() {
     assert!(of("present") >= 2 && of("cleanup") >= of("present"), "{calls}");
     let known: Vec<String> =
         read("hook.env").lines().map(|l| l.split('=').next().unwrap_or("").into()).collect();
+    assert!(known.iter().any(|n| n == "CARGO_PKG_NAME"), "{known:?}");
     assert!(known.iter().any(|n| n == "PATH") && !known.iter().any(|n| n == "HOME"), "{known:?}");
     let sealed =
         "select count(*) from certificates where position('PRIVATE' in encode(private_key, 'escape')) > 0";
@@ -114,7 +115,8 @@ async fn the_wildcard_is_ordered_once_and_replaced_without_a_pause() {
     eventually("the old one goes", Duration::from_secs(5), kept, |n| n == "1").await;
     // One that does not open, or is none, changes nothing.
     dev.execute("gmah_master", "update certificates set chain_pem = 'junk'").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let said = || std::future::ready(dev.log());
+    eventually("said", Duration::from_secs(10), said, |l| l.contains("the old one is served on")).await;
     for router in routers {
         let seen = edge.client.at(router).get("paris.gmah.example", "/api/v1/tenant", &[]).await;
         assert_eq!(seen.status, 200, "the one before is served on");

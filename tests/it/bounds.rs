@@ -215,6 +215,7 @@ async fn an_answered_stream_does_not_wait_for_its_request() {
     });
     let (router, client) = roles::router(&dev, &[address], |_, c| {
         c.router.limits.body_timeout = HumanDuration::from_secs(16);
+        c.router.limits.write_timeout = HumanDuration::from_secs(2);
         roles::api_pool(c).read_timeout = HumanDuration::from_secs(16);
     })
     .await;
@@ -223,12 +224,46 @@ async fn an_answered_stream_does_not_wait_for_its_request() {
     let post = http::Request::post(format!("https://{paris}/")).body(()).expect("request");
     let (response, mut body) = connection.begin(post).await;
     assert_eq!(response.await.expect("answered").status(), 200);
-    // Two looks at most, each of a sixteenth of the 32 s that body and backend have.
+    // Not the 32 s that body and backend may be still.
     let ended =
         tokio::time::timeout(Duration::from_secs(12), std::future::poll_fn(|cx| body.poll_reset(cx))).await;
     assert!(ended.is_ok(), "the stream is still open");
     answering.abort();
     drop(origin);
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_read_slowly_is_read_to_its_end() {
+    let dev = Dev::start().await;
+    let large = Origin::start(Box::new(|_| Some(origin::answer(200, "", &"x".repeat(300_000))))).await;
+    // A stream in which nothing moves is given up after 32 s, and looked at every 2 s.
+    let (router, client) = roles::router(&dev, &[large.address], |_, c| {
+        c.router.limits.body_timeout = HumanDuration::from_secs(16);
+        roles::api_pool(c).read_timeout = HumanDuration::from_secs(16);
+    })
+    .await;
+    let paris = dev.host("paris");
+    let stream = client.try_connect(&paris, &[b"h2"]).await.expect("handshake");
+    let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    let driver = gmah_shared::tasks::detach("http2-client", connection);
+    let get = http::Request::get(format!("https://{paris}/")).body(()).expect("request");
+    let (response, _) = sender.ready().await.expect("ready").send_request(get, true).expect("sent");
+    let mut body = response.await.expect("answered").into_body();
+    // The window is 64 KiB: the rest waits in the router, all of it.
+    let mut length = 0;
+    while length < 60_000 {
+        length += body.data().await.expect("more").expect("whole").len();
+    }
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    body.flow_control().release_capacity(length).expect("released");
+    while let Some(piece) = body.data().await {
+        let piece = piece.expect("whole");
+        body.flow_control().release_capacity(piece.len()).expect("released");
+        length += piece.len();
+    }
+    assert_eq!(length, 300_000);
+    driver.abort();
     router.stop().await;
 }
 

@@ -53,6 +53,7 @@ async fn l03_a_configuration_is_taken_as_a_whole_or_not_at_all() {
     };
     for bad in [
         with(|c| c.router.certificate_file = Some("/nowhere.pem".into())),
+        with(|c| (c.router.certificate_file, c.router.key_file) = (None, None)),
         with(|c| roles::api_pool(c).ca_file = Some("/nowhere.pem".into())),
         with(|c| c.router.workers = Within::new(7)),
         with(|c| c.router.https = ([127, 0, 0, 1], 1).into()),

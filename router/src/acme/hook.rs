@@ -1,59 +1,84 @@
 //! A program of the operator's that makes the DNS say something (RFC 8555, section 8.4).
 //!
 //! It is called as `PROGRAM ARG… present NAME. VALUE`, and with `cleanup` afterwards; status 0 means done. Two values stand
-//! beside one another under one name, so it adds and takes away single records.
+//! beside one another under one name, so it adds and takes away single records. What was shown is written down before, so
+//! that whoever comes after a router that died takes it away.
 
 use std::process::Stdio;
+use std::time::Duration;
 
+use gmah_shared::hostname::Hostname;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::{Acme, AcmeError};
+use super::{Acme, AcmeError, Job};
 
 /// A TXT record.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
     /// Without its final dot.
-    pub(super) name: String,
-    pub(super) value: String,
+    name: String,
+    value: String,
+}
+
+impl Record {
+    pub(super) fn of(base: &Hostname, value: String) -> Self {
+        Self { name: format!("_acme-challenge.{base}"), value }
+    }
 }
 
 /// Has a record made.
-pub(super) async fn present(acme: &Acme, record: &Record) -> Result<(), AcmeError> {
+pub(super) async fn present(acme: &Acme, job: &Job, record: &Record) -> Result<(), AcmeError> {
+    let noted = acme.client().await?.execute(NOTE, &[&job.order, &job.fence, &record.value]).await?;
+    if noted == 0 {
+        return Err(AcmeError::Fenced);
+    }
     run(acme, "present", record).await
 }
 
 /// Has all of them taken away; that one was not does not keep the others.
-pub(super) async fn cleanup(acme: &Acme, records: &[Record]) -> Result<(), AcmeError> {
+pub(super) async fn cleanup(acme: &Acme, job: &Job, records: &[Record]) -> Result<(), AcmeError> {
     for record in records {
-        if let Err(e) = run(acme, "cleanup", record).await {
-            // Nothing is the worse for it but the zone.
-            tracing::warn!(name = record.name, error = %e, "a TXT record was not taken away");
+        match run(acme, "cleanup", record).await {
+            Ok(()) => {
+                let client = acme.client().await?;
+                client.execute(FORGET, &[&job.order, &job.fence, &record.value]).await?;
+            }
+            // Tried again with the next order; nothing is the worse for it but the zone.
+            Err(e) => tracing::warn!(name = record.name, error = %e, "a TXT record was not taken away"),
         }
     }
     Ok(())
 }
 
+const NOTE: &str =
+    "update certificate_orders set shown = (array_append(shown, $3))[greatest(1, cardinality(shown) - 14):]
+    where id = $1 and fence = $2";
+const FORGET: &str =
+    "update certificate_orders set shown = array_remove(shown, $3) where id = $1 and fence = $2";
+
 /// Waits until the DNS, as this machine sees it, has all of them: a proof that the authority does not find counts against
-/// the account.
-pub(super) async fn visible(acme: &Acme, records: &[Record]) -> Result<(), AcmeError> {
-    let Some(wildcard) = &acme.acme.wildcard else { return Ok(()) };
+/// the account. Not for ever: what this machine is told may be an old denial (RFC 2308), or not what the world is told.
+pub(super) async fn settled(acme: &Acme, records: &[Record]) {
+    let Some(wildcard) = &acme.acme.wildcard else { return };
     let until = Instant::now() + *wildcard.propagation_timeout;
+    // Asked too soon, resolvers would remember that there is nothing.
+    tokio::time::sleep(*wildcard.settle).await;
     for record in records {
-        loop {
-            // An answer that does not come is no different from one that is not there yet.
-            let seen = acme.dns.texts(&record.name).await.unwrap_or_default();
-            if seen.contains(&record.value) {
-                break;
-            }
+        // An answer that does not come is no different from one that is not there yet.
+        while !acme.dns.texts(&record.name).await.unwrap_or_default().contains(&record.value) {
             if Instant::now() > until {
-                return Err(AcmeError::Invisible(record.name.clone(), record.value.clone()));
+                tracing::warn!(
+                    name = record.name,
+                    "the DNS does not have the TXT record yet; going on all the same"
+                );
+                return;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
-    Ok(())
 }
 
 async fn run(acme: &Acme, what: &str, record: &Record) -> Result<(), AcmeError> {
@@ -72,23 +97,29 @@ async fn run(acme: &Acme, what: &str, record: &Record) -> Result<(), AcmeError> 
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(fault)?;
-    let said = child.stderr.take();
+    let mut group = Group(child.id());
+    let mut said = child.stderr.take();
+    let mut text = Vec::new();
     let ended = async {
-        let mut text = Vec::new();
-        if let Some(mut said) = said {
-            (&mut said).take(MAX_SAID).read_to_end(&mut text).await?;
-            // The rest is read as well, or it would wait for us for ever.
-            tokio::io::copy(&mut said, &mut tokio::io::sink()).await?;
-        }
-        Ok((child.wait().await?, text))
+        // What it leaves behind may hold its standard error open, and is not waited for.
+        let mut reading = std::pin::pin!(read(said.as_mut(), &mut text));
+        let status = tokio::select! {
+            status = child.wait() => status,
+            // Losing this arm loses nothing: it only ends when the other side has closed.
+            () = &mut reading => return child.wait().await,
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+        status
     };
-    let (status, text) = match tokio::time::timeout(*wildcard.hook_timeout, ended).await {
+    let status = match tokio::time::timeout(*wildcard.hook_timeout, ended).await {
         Ok(ended) => ended.map_err(fault)?,
         Err(_) => return Err(AcmeError::Hook(format!("{program} {what}: not done in time"))),
     };
+    group.0 = None;
     if status.success() {
         return Ok(());
     }
@@ -96,6 +127,30 @@ async fn run(acme: &Acme, what: &str, record: &Record) -> Result<(), AcmeError> 
     Err(AcmeError::Hook(format!("{program} {what}: {status}: {}", text.trim())))
 }
 
-const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+/// The beginning of what it says; the rest is read as well, or it would wait for us for ever.
+async fn read(said: Option<&mut tokio::process::ChildStderr>, text: &mut Vec<u8>) {
+    let Some(said) = said else { return };
+    let mut piece = [0; 1024];
+    while let Ok(n @ 1..) = said.read(&mut piece).await {
+        let room = MAX_SAID.saturating_sub(text.len()).min(n);
+        text.extend(&piece[..room]);
+    }
+}
+
+/// What the program started ends with it, unless it has ended in order.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let pid = self.0.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // Nobody is there any more when it fails.
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+const LAST_WORDS: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of what it says on standard error that are kept.
-const MAX_SAID: u64 = 300;
+const MAX_SAID: usize = 300;

@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use zeroize::Zeroizing;
 
 use super::hook::{self, Record};
-use super::{Acme, AcmeError, Subject};
+use super::{Acme, AcmeError, Job, Subject};
 
 /// Asks again where nothing but the nonce was refused: the request was not looked at (RFC 8555, section 6.5). The library
 /// tries three times. A macro, because what is asked borrows the order anew each time.
@@ -41,18 +41,23 @@ const POLL: RetryPolicy = RetryPolicy::new()
     .backoff(1.6)
     .timeout(Duration::from_secs(90));
 
-pub(super) async fn issue(acme: &Acme, account: &Account, subject: &Subject) -> Result<Issued, AcmeError> {
+pub(super) async fn issue(acme: &Acme, account: &Account, job: &Job) -> Result<Issued, AcmeError> {
     let error = |e| acme.authority.error(e);
+    let subject = &job.subject;
+    if let Subject::Base(base) = subject {
+        let left: Vec<_> = job.left.iter().map(|value| Record::of(base, value.clone())).collect();
+        hook::cleanup(acme, job, &left).await?;
+    }
     let names = subject.names();
     let identifiers: Vec<_> = names.iter().cloned().map(Identifier::Dns).collect();
     let mut order = steadily!(account.new_order(&NewOrder::new(&identifiers))).map_err(error)?;
     let mut shown = Vec::new();
     // Shorter than the whole, so that what was shown is taken back also when it takes too long.
     let proven =
-        tokio::time::timeout(subject.timeout() * 2 / 3, prove(acme, &mut order, subject, &mut shown)).await;
+        tokio::time::timeout(subject.timeout() * 2 / 3, prove(acme, &mut order, job, &mut shown)).await;
     let forgotten = match subject {
         Subject::Claim { claim, .. } => forget(acme, &claim.hostname).await,
-        Subject::Base(_) => hook::cleanup(acme, &shown).await,
+        Subject::Base(_) => hook::cleanup(acme, job, &shown).await,
     };
     proven.unwrap_or(Err(AcmeError::Timeout))?;
     forgotten?;
@@ -71,13 +76,9 @@ const BAD_NONCE: &str = "urn:ietf:params:acme:error:badNonce";
 
 /// Shows every proof that is asked for, and waits until the authority has seen them. What the hook is about to show is put
 /// into `shown` before.
-async fn prove(
-    acme: &Acme,
-    order: &mut Order,
-    subject: &Subject,
-    shown: &mut Vec<Record>,
-) -> Result<(), AcmeError> {
+async fn prove(acme: &Acme, order: &mut Order, job: &Job, shown: &mut Vec<Record>) -> Result<(), AcmeError> {
     let error = |e| acme.authority.error(e);
+    let subject = &job.subject;
     let kind = match (subject, acme.acme.challenge) {
         (Subject::Base(_), _) => ChallengeType::Dns01,
         (_, Challenge::Http01) => ChallengeType::Http01,
@@ -96,16 +97,16 @@ async fn prove(
                 show(acme, &claim.hostname, &challenge.token, answer.as_str()).await?;
             }
             Subject::Base(base) => {
-                let record = Record { name: format!("_acme-challenge.{base}"), value: answer.dns_value() };
+                let record = Record::of(base, answer.dns_value());
                 shown.push(record.clone());
-                hook::present(acme, &record).await?;
+                hook::present(acme, job, &record).await?;
             }
         }
     }
     match subject {
         // The others hear of it by a notice.
         Subject::Claim { .. } => tokio::time::sleep(*acme.acme.propagation).await,
-        Subject::Base(_) => hook::visible(acme, shown).await?,
+        Subject::Base(_) => hook::settled(acme, shown).await,
     }
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use gmah_shared::hostname::Hostname;
 use rustls::ServerConfig;
@@ -19,6 +20,8 @@ pub struct Served {
     pub config: Arc<ServerConfig>,
     /// DNS names of the certificate, in lower case.
     pub names: Arc<[String]>,
+    /// When its leaf ends.
+    pub not_after: SystemTime,
     /// What its leaf asks to be stapled to it.
     pub(super) asks: Option<Box<Asks>>,
 }
@@ -38,7 +41,8 @@ impl Served {
             .map_err(|e| CertificateError::Pem("certificate", e.to_string()))?;
         let leaf =
             chain.first().ok_or_else(|| CertificateError::Pem("certificate", "there is none".into()))?;
-        let names = dns_names(leaf).map_err(|message| CertificateError::Pem("certificate", message))?;
+        let (names, not_after) =
+            described(leaf).map_err(|message| CertificateError::Pem("certificate", message))?;
         if names.is_empty() {
             return Err(CertificateError::NoNames);
         }
@@ -48,7 +52,13 @@ impl Served {
         pair.keys_match()?;
         let asks = Asks::of(&pair).map_err(|message| CertificateError::Pem("certificate", message))?;
         let names: Arc<[String]> = names.into();
-        Ok(Self { config: configured(pair, tickets)?, names, asks: asks.map(Box::new) })
+        let asks = asks.map(Box::new);
+        Ok(Self { config: configured(pair, tickets)?, names, not_after, asks })
+    }
+
+    /// Whether its time is not over.
+    pub fn holds(&self, now: SystemTime) -> bool {
+        now < self.not_after
     }
 
     /// Whether the certificate is for that name.
@@ -97,17 +107,17 @@ pub enum CertificateError {
     NoNames,
 }
 
-/// The DNS names of a certificate's subjectAltName (RFC 5280, section 4.2.1.6); the common name is no host name.
-fn dns_names(leaf: &CertificateDer<'_>) -> Result<Vec<String>, String> {
+/// The DNS names of a certificate's subjectAltName (RFC 5280, section 4.2.1.6), and when it ends; the common name is no
+/// host name.
+fn described(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, SystemTime), String> {
     use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
     let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| e.to_string())?;
     let san = cert.subject_alternative_name().map_err(|e| e.to_string())?;
     let names = san.map_or(&[][..], |s| &s.value.general_names[..]);
-    Ok(names
-        .iter()
-        .filter_map(|n| match n {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        })
-        .collect())
+    let names = names.iter().filter_map(|n| match n {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    let ends = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    Ok((names.collect(), SystemTime::UNIX_EPOCH + Duration::from_secs(ends)))
 }

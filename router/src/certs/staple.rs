@@ -145,7 +145,7 @@ impl Asks {
         let basic = BasicOcspResponse::from_der(basic)?;
         let mut single = basic.tbs_response_data.responses.iter();
         let single =
-            single.find(|r| r.cert_id == self.about).ok_or(Refused("it is about another certificate"))?;
+            single.find(|r| self.is_about(&r.cert_id)).ok_or(Refused("it is about another certificate"))?;
         if !matches!(single.cert_status, CertStatus::Good(_)) {
             return Err(Refused("the certificate is revoked, or unknown to its authority"));
         }
@@ -156,7 +156,16 @@ impl Asks {
             return Err(Refused("it is not of this time"));
         }
         let half = until.duration_since(from).unwrap_or_default() / 2;
-        Ok(Times { refresh: (from + half).max(now + SOONEST), until })
+        Ok(Times { refresh: (from + half).max(now + SOONEST).min(until), until })
+    }
+
+    /// By what names a certificate: an algorithm's parameters may be absent or NULL (RFC 5912, section 2).
+    fn is_about(&self, other: &CertId) -> bool {
+        let mine = &self.about;
+        other.hash_algorithm.oid == mine.hash_algorithm.oid
+            && other.issuer_name_hash == mine.issuer_name_hash
+            && other.issuer_key_hash == mine.issuer_key_hash
+            && other.serial_number == mine.serial_number
     }
 
     fn signed(&self, basic: &[u8], now: SystemTime) -> Result<(), StapleError> {
@@ -198,7 +207,7 @@ impl Asks {
 
 /// Fetches a response for what was just read, if it asks for one.
 pub(super) async fn first(read: &mut FromFiles) -> Result<(), StapleError> {
-    let Some(asks) = &read.served.asks else { return Ok(()) };
+    let Some(asks) = read.served.asks.as_ref().filter(|a| a.is_due(SystemTime::now())) else { return Ok(()) };
     let (response, times) = asks.fetch().await?;
     if let Some(stapled) = read.served.stapled(response, times) {
         read.served = Arc::new(stapled);
@@ -206,37 +215,53 @@ pub(super) async fn first(read: &mut FromFiles) -> Result<(), StapleError> {
     Ok(())
 }
 
+impl FromFiles {
+    /// The same leaf, read again, goes on with the response that it was served with.
+    pub(super) fn with_staple_of(mut self, old: Option<&Self>) -> Self {
+        let old = old.and_then(|o| o.served.asks.as_deref());
+        if let (Some(new), Some(old)) = (&self.served.asks, old)
+            && new.pair.cert.first() == old.pair.cert.first()
+            && let (Some(response), Some(times)) = (&old.pair.ocsp, old.staple)
+            && let Some(served) = self.served.stapled(response.clone(), times)
+        {
+            self.served = Arc::new(served);
+        }
+        self
+    }
+}
+
 /// Fetches responses for as long as the program runs.
 pub async fn keep(certificates: Arc<Certificates>, metrics: Arc<Metrics>) -> Infallible {
     let mut quiet_until = SystemTime::UNIX_EPOCH;
-    let mut failing_for: Option<Arc<FromFiles>> = None;
+    let mut failing_for: Option<Vec<u8>> = None;
     loop {
-        let now = SystemTime::now();
-        if let Some(files) = certificates.files.load_full()
-            && let Some(asks) = files.served.asks.as_deref().filter(|a| a.is_due(now))
-            // A pair that has just come need not wait because of the one before.
-            && (now >= quiet_until || !failing_for.as_ref().is_some_and(|f| Arc::ptr_eq(f, &files)))
-        {
-            let replaced = match asks.fetch().await {
-                Ok((response, times)) => files.served.stapled(response, times),
-                Err(e) => {
-                    tracing::error!(error = %e, "no response to staple to the certificate that asks for one");
-                    (quiet_until, failing_for) = (SystemTime::now() + RETRY, Some(files.clone()));
-                    // Better none than one whose time is over.
-                    let is_over = asks.staple.is_some_and(|s| s.until <= now);
-                    if is_over { files.served.unstapled() } else { None }
-                }
-            };
-            metrics.staple(
-                replaced.as_ref().is_some_and(|r| r.asks.as_ref().is_some_and(|a| a.staple.is_some())),
-            );
-            if let Some(served) = replaced {
-                let next = Arc::new(FromFiles { served: Arc::new(served), ..(*files).clone() });
-                // Not if other files have come meanwhile.
-                certificates.files.compare_and_swap(&Some(files), Some(next));
-            }
-        }
         tokio::time::sleep(LOOK_EVERY).await;
+        let now = SystemTime::now();
+        let Some(files) = certificates.files.load_full() else { continue };
+        let Some(asks) = files.served.asks.as_deref().filter(|a| a.is_due(now)) else { continue };
+        let leaf = asks.pair.cert.first().map(|l| l.to_vec());
+        // Better none than one whose time is over.
+        let is_over = asks.staple.is_some_and(|s| s.until <= now);
+        // A certificate that has just come need not wait because of the one before.
+        let is_quiet = now < quiet_until && failing_for == leaf;
+        let fetched = if is_quiet { None } else { Some(asks.fetch().await) };
+        if let Some(fetched) = &fetched {
+            metrics.staple(fetched.is_ok());
+        }
+        let replaced = match fetched {
+            Some(Ok((response, times))) => files.served.stapled(response, times),
+            Some(Err(e)) => {
+                tracing::error!(error = %e, "no response to staple to the certificate that asks for one");
+                (quiet_until, failing_for) = (SystemTime::now() + RETRY, leaf);
+                None
+            }
+            None => None,
+        };
+        if let Some(served) = replaced.or_else(|| if is_over { files.served.unstapled() } else { None }) {
+            let next = Arc::new(FromFiles { served: Arc::new(served), ..(*files).clone() });
+            // Not if other files have come meanwhile.
+            certificates.files.compare_and_swap(&Some(files), Some(next));
+        }
     }
 }
 
@@ -253,9 +278,9 @@ impl super::Served {
     fn with_response(&self, response: Option<Vec<u8>>, times: Option<Times>) -> Option<Self> {
         let asks = self.asks.as_deref()?;
         let pair = CertifiedKey { ocsp: response, ..asks.pair.clone() };
-        let config = super::served::configured(pair, self.config.ticketer.clone()).ok()?;
-        let asks = Some(Box::new(Asks { staple: times, ..asks.clone() }));
-        Some(Self { config, names: self.names.clone(), asks })
+        let config = super::served::configured(pair.clone(), self.config.ticketer.clone()).ok()?;
+        let asks = Some(Box::new(Asks { pair, staple: times, ..asks.clone() }));
+        Some(Self { config, names: self.names.clone(), not_after: self.not_after, asks })
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use gmah_shared::tenant::TenantId;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::config::Limits;
@@ -42,25 +43,41 @@ struct Here {
     requests: Requests,
 }
 
-/// Requests in flight of one address, on all its connections. Cheap to clone.
+/// Requests in flight of one address, on all its connections, by organisation. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Requests(Arc<AtomicUsize>);
+pub struct Requests(Arc<Mutex<HashMap<TenantId, usize>>>);
 
 /// A request in flight; given back when dropped.
 #[derive(Debug)]
-pub struct Counted(Requests);
+pub struct Counted(Requests, TenantId);
 
 impl Requests {
-    /// Counts a request, unless the address has as many as it may have.
-    pub fn enter(&self, max: usize) -> Option<Counted> {
-        let counted = Counted(self.clone());
-        (self.0.fetch_add(1, Ordering::AcqRel) < max).then_some(counted)
+    /// Counts a request, unless the address has as many of this organisation's as it may have.
+    pub fn enter(&self, tenant: TenantId, max: usize) -> Option<Counted> {
+        let mut here = self.lock();
+        let count = here.entry(tenant).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        drop(here);
+        Some(Counted(self.clone(), tenant))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        let mut here = self.0.lock();
+        if let Some(count) = here.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                here.remove(&self.1);
+            }
+        }
     }
 }
 

@@ -54,8 +54,8 @@ impl Topics {
             Topic::Orders => {
                 certificates.claims.notify_one();
                 certificates.base_order.notify_one();
+                certificates.base.notify_one();
             }
-            Topic::Certificates => certificates.base.notify_one(),
         })
     }
 }
@@ -114,26 +114,38 @@ pub(super) async fn keep_challenges(
     }
 }
 
-/// Reads the base domain's own certificate at a notice, and now and then.
+/// Reads the base domain's own certificate at a notice, and now and then; `held` is what is served already.
 pub(super) async fn keep_base(
     store: Store,
     certificates: Arc<Certificates>,
     base: Hostname,
+    mut held: Option<String>,
     reload: Arc<Notify>,
 ) -> std::convert::Infallible {
     loop {
-        match tokio::time::timeout(MASTER_TIMEOUT, store.base_certificate(&base)).await {
-            Ok(Ok(pair)) => {
-                if let Err(e) = certificates.exchange_ordered(pair.as_ref()) {
-                    tracing::error!(error = %e, "the base domain's certificate in the master is refused");
-                }
-            }
-            Ok(Err(e)) => tracing::warn!(error = %e, "the base domain's certificate was not read"),
-            Err(_) => tracing::warn!("the base domain's certificate was not read in time"),
-        }
         // Woken by a notice or by the clock; it rereads everything either way.
         let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
+        if let Err(e) = read_base(&store, &certificates, &base, &mut held).await {
+            tracing::error!(error = %e, "the base domain's certificate was not read; the old one is served on");
+        }
     }
+}
+
+/// Reads it once; nothing is changed where nothing has.
+pub(super) async fn read_base(
+    store: &Store,
+    certificates: &Certificates,
+    base: &Hostname,
+    held: &mut Option<String>,
+) -> Result<(), StoreError> {
+    let asked = tokio::time::timeout(MASTER_TIMEOUT, store.base_certificate(base));
+    let pair = asked.await.map_err(|_| StoreError::Timeout)??;
+    let chain = pair.as_ref().map(|p| p.chain_pem.clone());
+    if *held != chain {
+        certificates.exchange_ordered(pair.as_ref()).map_err(|e| StoreError::Row(e.to_string()))?;
+        *held = chain;
+    }
+    Ok(())
 }
 
 const KEYS_EVERY: Duration = Duration::from_secs(20);

@@ -24,6 +24,9 @@ pub enum ReloadError {
     /// A pool of backends.
     #[error("router.pools: {0}")]
     Pools(String),
+    /// The base domain would have no certificate at all.
+    #[error("router.certificate_file cannot go: no certificate was ordered for the base domain yet")]
+    NoCertificate,
     /// The certificate.
     #[error("{0}")]
     Certificate(#[from] CertificateError),
@@ -51,6 +54,9 @@ impl Reloadable {
         let pools = Pools::new(&config, &self.metrics.upstream_seconds).map_err(ReloadError::Pools)?;
         pools.resolve(&self.dns).await.map_err(ReloadError::Pools)?;
         let certificate = self.certificates.read(config.certificate_files().as_ref())?;
+        if certificate.is_none() && !self.certificates.has_ordered() {
+            return Err(ReloadError::NoCertificate);
+        }
         let watchers = Tasks::new();
         pools.watch(&self.dns, &watchers);
         self.addresses.rebound(&config.limits);

@@ -4,6 +4,7 @@ alter table certificate_orders drop constraint certificate_orders_pkey;
 alter table certificate_orders
     add column id uuid primary key default gen_random_uuid(),
     add column base_domain text unique,
+    add column shown text[] not null default '{}',       -- values of TXT records that may still stand in the zone
     alter column domain_id drop not null,
     add constraint certificate_orders_domain unique (domain_id),
     add constraint certificate_orders_subject check (num_nonnulls(domain_id, base_domain) = 1);
@@ -15,7 +16,8 @@ create index certificates_base_domain on certificates (base_domain, created_at d
 create or replace function certificates_changed() returns trigger language plpgsql as $$
 begin
     if coalesce(new.base_domain, old.base_domain) is not null then
-        perform pg_notify('gmah_catalog', 'certificates');
+        -- A word that older routers know: one that they do not would have them doubt everything.
+        perform pg_notify('gmah_catalog', 'orders');
     end if;
     update organizations set revision = revision where id = (
         select organization_id from organization_domains where id = coalesce(new.domain_id, old.domain_id));

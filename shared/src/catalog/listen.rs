@@ -47,14 +47,12 @@ pub enum Topic {
     Tickets,
     /// Proofs for the certificate authority.
     Challenges,
-    /// Names that need a certificate.
+    /// Names that need a certificate, or the base domain's own certificate.
     Orders,
-    /// The base domain's own certificate.
-    Certificates,
 }
 
 impl Topic {
-    const ALL: [Self; 5] = [Self::Keys, Self::Tickets, Self::Challenges, Self::Orders, Self::Certificates];
+    const ALL: [Self; 4] = [Self::Keys, Self::Tickets, Self::Challenges, Self::Orders];
 
     fn parse(text: &str) -> Option<Self> {
         match text {
@@ -62,7 +60,6 @@ impl Topic {
             "tickets" => Some(Self::Tickets),
             "challenges" => Some(Self::Challenges),
             "orders" => Some(Self::Orders),
-            "certificates" => Some(Self::Certificates),
             _ => None,
         }
     }

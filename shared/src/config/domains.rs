@@ -123,7 +123,10 @@ pub struct Wildcard {
     /// Deadline of one run. Default 1 min.
     #[serde(default = "hook_timeout")]
     pub hook_timeout: HumanDuration,
-    /// How long the records may take until the DNS has them. Default 2 min.
+    /// After the records were made, before the DNS is first asked for them. Default 10 s.
+    #[serde(default = "settle")]
+    pub settle: HumanDuration,
+    /// How long the records may take until the DNS has them; then the order goes on all the same. Default 2 min.
     #[serde(default = "propagation_timeout")]
     pub propagation_timeout: HumanDuration,
 }
@@ -172,6 +175,10 @@ fn propagation() -> HumanDuration {
 
 fn hook_timeout() -> HumanDuration {
     HumanDuration::from_secs(60)
+}
+
+fn settle() -> HumanDuration {
+    HumanDuration::from_secs(10)
 }
 
 fn propagation_timeout() -> HumanDuration {
