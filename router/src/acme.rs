@@ -6,7 +6,7 @@
 //!   └──────────────── back-off, or what Retry-After says ◄── anything else
 //! ```
 //!
-//! The base domain and its wildcard are ordered in the same way where a program can make the DNS say so ([`hook`]).
+//! The base domain and its wildcard are ordered in the same way where a program can make the DNS say so (`acme/hook.rs`).
 //!
 //! What is due stands in `certificate_orders`; a router takes one row at a time and raises its fence, so that whoever was
 //! thought dead and is not writes nothing any more. Nothing is due because somebody knocked: rows come from names that
