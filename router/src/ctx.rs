@@ -147,8 +147,8 @@ pub struct RequestCtx {
     pub was_stale: bool,
     /// Moves with the bodies, on HTTP/2.
     pub progress: Option<Progress>,
-    /// Its spans, where traces are configured.
-    pub trace: Option<Trace>,
+    /// Its spans, where traces are configured. Boxed: a context is moved often, and most have none.
+    pub trace: Option<Box<Trace>>,
     /// Body bytes received.
     pub bytes_in: u64,
     /// How fast they come.

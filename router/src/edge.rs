@@ -62,7 +62,7 @@ impl Edge {
         ctx.client = Some(client(&live.proxies, info.client, session.req_header()));
         if let Some(tracing) = &self.tracing {
             let is_trusted = live.proxies.may_forward(info.client);
-            ctx.trace = Some(tracing.begin(session.req_header(), is_trusted, ctx.began.elapsed()));
+            ctx.trace = Some(Box::new(tracing.begin(session.req_header(), is_trusted, ctx.began.elapsed())));
         }
         ctx.is_tls = info.certificate_names.is_some();
         ctx.progress = session.req_header().extensions.get::<Progress>().cloned();

@@ -60,6 +60,8 @@ pub use reload::ReloadError;
 pub use running::RunningRouter;
 pub use sockets::{Sockets, Successor, UpgradeError};
 
+/// How long the start waits for the signing keys; without them requests are answered 503 until they come.
+const FIRST_KEYS: Duration = Duration::from_secs(3);
 /// Customers' certificates in memory at most.
 const MAX_CERTIFICATES: usize = 20_000;
 
@@ -203,6 +205,10 @@ pub async fn start_on(
     let watchers = Tasks::new();
     live.load().pools.watch(&dns, &watchers);
     tasks.spawn_forever("shared-limits", limiters.clone().publish());
+    // Before the first connection, which a successor gets at once.
+    if let Ok(Ok(ring)) = tokio::time::timeout(FIRST_KEYS, store.keyring(true)).await {
+        keyring.store(Arc::new(ring));
+    }
     tasks.spawn_forever("keyring", keep_keys(store.clone(), keyring, topics.keys));
     tasks.spawn_forever(
         "ticket-secrets",

@@ -122,7 +122,7 @@ pub(crate) fn line<'a>(
     access::Line {
         at: time::OffsetDateTime::now_utc() - took,
         request_id: &ctx.request_id,
-        trace_id: ctx.trace.as_ref().and_then(Trace::id),
+        trace_id: ctx.trace.as_deref().and_then(Trace::id),
         tenant: ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
         host: ctx.host.as_ref().map(Hostname::as_str),
         method: request.method.as_str(),
