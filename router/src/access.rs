@@ -98,12 +98,29 @@ impl Log {
 
     /// Writes a line, soon. Never waits.
     pub fn write(&self, line: &Line<'_>) {
-        let Ok(mut text) = serde_json::to_string(line) else { return };
-        text.push('\n');
-        match self.queue.try_send((line.tenant.map(Into::into), text)) {
+        if let Some(written) = Written::of(line) {
+            self.send(written);
+        }
+    }
+
+    /// The same with what was written before.
+    pub fn send(&self, Written(tenant, text): Written) {
+        match self.queue.try_send((tenant, text)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.dropped.inc(),
         }
+    }
+}
+
+/// A line as text, and whose it is.
+pub struct Written(Option<Box<str>>, String);
+
+impl Written {
+    /// Nothing where a line is none, which does not happen.
+    pub fn of(line: &Line<'_>) -> Option<Self> {
+        let mut text = serde_json::to_string(line).ok()?;
+        text.push('\n');
+        Some(Self(line.tenant.map(Into::into), text))
     }
 }
 

@@ -12,7 +12,7 @@ pub mod tickets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use gmah_shared::catalog::{Cache, KeyPair, Loader, Lookup, Record, Store, StoreError, StoredCertificate};
@@ -208,6 +208,7 @@ impl Certificates {
     /// Looks at the files for as long as the program runs.
     pub async fn watch(self: Arc<Self>, every: Duration) -> std::convert::Infallible {
         let mut refused: Option<Stamp> = None;
+        let mut without_staple: Option<(Stamp, Instant)> = None;
         loop {
             tokio::time::sleep(every).await;
             let Some(current) = self.files.load_full() else { continue };
@@ -215,11 +216,24 @@ impl Certificates {
             if stamp == current.stamp || refused == Some(stamp) {
                 continue;
             }
+            let tried = without_staple.filter(|(tried, _)| *tried == stamp).map(|(_, at)| at);
+            if tried.is_some_and(|at| at.elapsed() < STAPLE_RETRY)
+                && current.served.is_whole(SystemTime::now())
+            {
+                continue;
+            }
             match current.files.read(&self.tickets) {
                 Ok(read) => {
                     let mut read = read.with_staple_of(Some(&current));
-                    // The old pair is served for as long as it takes to ask.
+                    // The old pair is served for as long as it takes to ask, and until there is an answer: some clients
+                    // leave at once where a staple is asked for and missing.
                     if let Err(e) = staple::first(&mut read).await {
+                        self.metrics.certificate(false);
+                        if current.served.is_whole(SystemTime::now()) {
+                            tracing::error!(error = %e, "changed certificate without its staple; the old one is served on");
+                            without_staple = Some((stamp, Instant::now()));
+                            continue;
+                        }
                         tracing::error!(error = %e, "served without the staple that it asks for");
                     }
                     let (names, ends) = (read.served.names.clone(), read.served.not_after);
@@ -243,6 +257,9 @@ impl Certificates {
         }
     }
 }
+
+/// After a changed certificate got no staple, and before it is tried again.
+const STAPLE_RETRY: Duration = Duration::from_secs(60);
 
 impl Files {
     fn stamp(&self) -> Stamp {

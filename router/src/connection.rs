@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::ctx::{Progress, new_request_id};
+use crate::ctx::{Progress, RequestId};
 use crate::head::{self, MAX_HEAD, Progress as Head};
 use crate::headers::Promises;
 use crate::reject::{Rejection, Reply};
@@ -177,7 +177,7 @@ fn futures_now<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
 /// Answers a head that never became a request, and closes. What the client still sends is read for a moment, so that
 /// the answer is not lost to a reset.
 async fn refuse(mut stream: Stream, rejection: Rejection, limits: &Limits) {
-    let answer = rejection.wire(&new_request_id());
+    let answer = rejection.wire(RequestId::new().as_str());
     let said = async {
         stream.write_all(&answer).await?;
         stream.flush().await
@@ -260,7 +260,7 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     if session.req_header().method == Method::CONNECT {
                         // In front of the framework's own, which has no body and no id.
                         let reply = Reply {
-                            request_id: &new_request_id(),
+                            request_id: &RequestId::new(),
                             promises: &http.promises(),
                             is_tls: true,
                             retry_after: None,
@@ -273,7 +273,9 @@ pub async fn http2<H: Http>(stream: Stream, limits: &Limits, http: Arc<H>) {
                     tokio::select! {
                         _ = served => {}
                         // Losing the request here resets its stream and frees its backend connection.
-                        () = stalled(&progress, stall_timeout, write_timeout) => if !progress.is_answered() {
+                        () = stalled(&progress, stall_timeout, write_timeout) => if progress.is_answered() {
+                            progress.given_up();
+                        } else {
                             http.refused(Rejection::RequestTimeout);
                         }
                     }

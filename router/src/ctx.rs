@@ -1,8 +1,8 @@
 //! What is known of a request so far, filled step by step.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gmah_shared::catalog::Hit;
@@ -18,11 +18,54 @@ use crate::resolve::{Name, Route};
 use crate::trace::Trace;
 use crate::upstream::{Lease, Pool};
 
+/// A client's address, and how backends are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// The address.
+    pub address: IpAddr,
+    /// The same as `X-Forwarded-For` has it, made once for a connection.
+    pub field: HeaderValue,
+}
+
+impl From<IpAddr> for Client {
+    fn from(address: IpAddr) -> Self {
+        let text = address.to_canonical().to_string();
+        // Digits, letters, dots and colons.
+        let field = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { address, field }
+    }
+}
+
+/// A random id (UUID version 4) as text, from the thread's generator: an id is no secret.
+#[derive(Debug, Clone)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// Another one.
+    #[expect(clippy::new_without_default, reason = "no two are the same")]
+    pub fn new() -> Self {
+        let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let text = id.hyphenated().encode_lower(&mut text);
+        Self(HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none")))
+    }
+
+    /// 36 characters.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+
+    /// For a header; shared, not copied.
+    pub fn field(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
 /// What the listener knows of a connection; every request on it can ask.
 #[derive(Debug)]
 pub struct ConnectionInfo {
     /// The client's address.
-    pub client: IpAddr,
+    pub client: Client,
     /// What is in flight of that address.
     pub requests: Requests,
     /// Names of the certificate that was served; none on the plain port.
@@ -41,6 +84,16 @@ struct Seen {
     moves: AtomicU64,
     is_answered: AtomicBool,
     is_abandoned: AtomicBool,
+    unsaid: Mutex<Option<LastWords>>,
+}
+
+/// What is written down of a request whose answer is out, should it never come to its own end.
+pub struct LastWords(pub Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for LastWords {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LastWords")
+    }
 }
 
 impl Progress {
@@ -55,8 +108,26 @@ impl Progress {
     }
 
     /// The whole answer has been passed on.
-    pub fn answered(&self) {
+    pub fn answered(&self, unsaid: LastWords) {
+        self.set_unsaid(Some(unsaid));
         self.0.is_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// The request has come to its own end, and was written down there.
+    pub fn ended(&self) {
+        drop(self.set_unsaid(None));
+    }
+
+    /// It will not: what is known of it is written down.
+    pub fn given_up(&self) {
+        if let Some(LastWords(said)) = self.set_unsaid(None) {
+            said();
+        }
+    }
+
+    fn set_unsaid(&self, unsaid: Option<LastWords>) -> Option<LastWords> {
+        let mut held = self.0.unsaid.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut held, unsaid)
     }
 
     /// Whether nothing but the request's own end is waited for.
@@ -102,9 +173,9 @@ pub struct RequestCtx {
     /// When its head was complete.
     pub began: Instant,
     /// For the client, the backend and the log.
-    pub request_id: String,
+    pub request_id: RequestId,
     /// The client's address.
-    pub client: Option<IpAddr>,
+    pub client: Option<Client>,
     /// Whether it came over TLS.
     pub is_tls: bool,
     /// The normalised authority.
@@ -125,6 +196,8 @@ pub struct RequestCtx {
     pub lookup: Duration,
     /// When a backend was first asked, and how long it took until one began to answer.
     pub upstream: Option<(Instant, Option<Duration>)>,
+    /// What the backend answered; 0 until it has.
+    pub status: u16,
     /// Its place among the tenant's requests.
     pub slot: Option<Slot>,
     /// Its place among its address's requests.
@@ -160,7 +233,7 @@ impl RequestCtx {
     pub fn new() -> Self {
         Self {
             began: Instant::now(),
-            request_id: new_request_id(),
+            request_id: RequestId::new(),
             client: None,
             is_tls: true,
             host: None,
@@ -172,6 +245,7 @@ impl RequestCtx {
             is_upgrade: false,
             lookup: Duration::ZERO,
             upstream: None,
+            status: 0,
             slot: None,
             counted: None,
             max_body: 0,
@@ -199,9 +273,9 @@ impl RequestCtx {
     }
 
     /// The answer is whole, and the request is not.
-    pub fn answered(&self) {
-        if let Some(progress) = &self.progress {
-            progress.answered();
+    pub fn answered(&self, last_words: impl FnOnce() -> LastWords) {
+        if let Some(progress) = self.progress.as_ref().filter(|p| !p.is_answered()) {
+            progress.answered(last_words());
         }
     }
 
@@ -217,9 +291,4 @@ impl Default for RequestCtx {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// A random id (UUID version 4) as text, from the thread's generator: an id is no secret.
-pub fn new_request_id() -> String {
-    uuid::Builder::from_random_bytes(rand::random()).into_uuid().hyphenated().to_string()
 }

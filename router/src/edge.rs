@@ -2,13 +2,13 @@
 
 mod replies;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gmah_shared::catalog::Hit;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tasks;
+use http::HeaderName;
 use pingora_core::protocols::http::ServerSession;
 use pingora_error::{Error, ErrorSource, ErrorType};
 use pingora_http::RequestHeader;
@@ -18,7 +18,10 @@ use crate::access;
 use crate::authority;
 use crate::certs::challenges::{self, Challenges};
 use crate::config::Proxies;
-use crate::ctx::{ConnectionInfo, Progress, RequestCtx};
+use crate::ctx::{Client, ConnectionInfo, Progress, RequestCtx};
+use crate::headers;
+use crate::limits::share_of_address;
+use crate::listener::Counts;
 use crate::live;
 use crate::metrics::Metrics;
 use crate::policy::{self, Passage};
@@ -59,9 +62,9 @@ impl Edge {
     ) -> Result<Admitted, Refusal> {
         let live = self.live.load_full();
         let info = connection_info(session).ok_or(Rejection::Internal)?;
-        ctx.client = Some(client(&live.proxies, info.client, session.req_header()));
+        ctx.client = Some(client(&live.proxies, &info.client, session.req_header()));
         if let Some(tracing) = &self.tracing {
-            let is_trusted = live.proxies.may_forward(info.client);
+            let is_trusted = live.proxies.may_forward(info.client.address);
             ctx.trace = Some(Box::new(tracing.begin(session.req_header(), is_trusted, ctx.began.elapsed())));
         }
         ctx.is_tls = info.certificate_names.is_some();
@@ -88,14 +91,15 @@ impl Edge {
         if !ctx.is_tls && self.resolver.is_neutral(&host) {
             return Ok(Admitted::Redirect(host));
         }
-        let header = single(request, "x-tenant-id")?;
+        let header = single(request, headers::TENANT_ID)?;
         let Asked { name, target: rewritten, is_neutral } = self.resolver.ask(&host, target, header)?;
         // A secret of ours does not go on, whether it is of use or not.
         let rewritten = policy::without_secret(rewritten.as_deref().unwrap_or(target))
             .or_else(|| rewritten.map(std::borrow::Cow::into_owned));
         let mut route = match self.resolver.peek(&name) {
             Some(route) => route,
-            None => self.resolver.get(&name).await?,
+            // What is rarely waited for is not carried along by every request.
+            None => Box::pin(self.resolver.get(&name)).await?,
         };
         ctx.lookup = ctx.began.elapsed();
         ctx.host = Some(host.clone());
@@ -108,8 +112,16 @@ impl Edge {
         if let Some((secret, target)) = policy::bypass_link(route.policy.maintenance.as_deref(), request) {
             return Ok(Admitted::Bypass { secret: secret.to_owned(), target });
         }
+        // Nobody takes the whole of an organisation's places; whom a proxy names is the proxy's to bound.
+        let own =
+            ctx.client.as_ref().is_some_and(|c| c.address == info.client.address).then_some(&info.requests);
         if let Passage::Hold { patience, requests } = self.passage(&route, request)? {
-            route = self.hold(&name, &route, patience, requests, request, ctx).await?;
+            let share = share_of_address(requests as usize);
+            let _waits = match own.map(|own| own.enter(Counts::Held(route.tenant.id), share)) {
+                Some(None) => return Err(Rejection::HeldTooLong.into()),
+                counted => counted,
+            };
+            route = Box::pin(self.hold(&name, &route, patience, requests, request, ctx)).await?;
             ctx.route = Some(route.clone());
         }
         let limiter = self.resolver.limiter(&route);
@@ -118,9 +130,8 @@ impl Edge {
         if session.is_upgrade_req() && policy::is_read_only(&route.policy, request) {
             return Err(Rejection::ReadOnly.into());
         }
-        // Nobody takes the whole of an organisation's places; whom a proxy names is the proxy's to bound.
-        if ctx.client == Some(info.client) {
-            let counted = info.requests.enter(route.tenant.id, limiter.per_address());
+        if let Some(own) = own {
+            let counted = own.enter(Counts::InFlight(route.tenant.id), limiter.per_address());
             ctx.counted = Some(counted.ok_or(Rejection::TooManyOfAddress)?);
         }
         ctx.slot = Some(limiter.admit().await?);
@@ -134,6 +145,7 @@ impl Edge {
         ctx.pool = Some(pool);
         ctx.is_neutral = is_neutral;
         ctx.name = Some(name);
+        headers::forget_spelling(session.req_header_mut());
         if let Some(target) = rewritten {
             session.req_header_mut().set_raw_path(target.as_bytes()).map_err(|_| Rejection::Malformed)?;
         }
@@ -269,12 +281,15 @@ pub(crate) enum Admitted {
 }
 
 /// Whose request it is, which a configured proxy may say.
-fn client(proxies: &Proxies, connection: IpAddr, request: &RequestHeader) -> IpAddr {
+fn client(proxies: &Proxies, connection: &Client, request: &RequestHeader) -> Client {
     if proxies.forwarded_from.is_empty() {
-        return connection;
+        return connection.clone();
     }
     let fields = request.headers.get_all("x-forwarded-for").iter();
-    proxies.client(connection, fields.map(|v| v.to_str().unwrap_or("")))
+    match proxies.client(connection.address, fields.map(|v| v.to_str().unwrap_or(""))) {
+        named if named == connection.address => connection.clone(),
+        named => named.into(),
+    }
 }
 
 /// What the listener knows of the connection.
@@ -283,7 +298,7 @@ fn connection_info(session: &ServerSession) -> Option<&ConnectionInfo> {
 }
 
 /// A field that may stand there once at most.
-fn single<'a>(request: &'a RequestHeader, name: &str) -> Result<Option<&'a [u8]>, Rejection> {
+fn single(request: &RequestHeader, name: HeaderName) -> Result<Option<&[u8]>, Rejection> {
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => Ok(Some(value.as_bytes())),

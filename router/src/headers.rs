@@ -2,9 +2,12 @@
 //!
 //! Names are compared folded: lower case, `_` and `.` read as `-`, a CGI-style `HTTP_` in front ignored. A backend
 //! that folds names (and many do) sees no second copy of ours.
+//!
+//! Names go on in lower case. They mean the same in any case (RFC 9110, section 5.1), HTTP/2 knows no other, and the
+//! framework's memory of how each was spelled costs as much as the fields themselves.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora_error::Result;
+use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::ctx::RequestCtx;
@@ -64,49 +67,85 @@ const EXACT: [&[u8]; 15] = [
     b"fastly-client-ip",
 ];
 
+/// Forgets how the names of a request were spelled.
+pub fn forget_spelling(request: &mut RequestHeader) {
+    if request.has_case() {
+        *request = take(request).into();
+    }
+}
+
+/// The plain parts of a request, out of which it can be made again. Its target is in origin form, so that nothing of it is
+/// lost: [`crate::head`] lets nothing else in, and HTTP/2 has no other.
+fn take(request: &mut RequestHeader) -> http::request::Parts {
+    let nothing = http::Request::new(()).into_parts().0;
+    std::mem::replace(request, nothing.into()).into()
+}
+
 /// Makes the request that goes to the backend. Runs for each attempt, after the framework has removed what
 /// `Connection` nominates, so nothing nominated by the client can take our headers away.
 ///
 /// # Errors
 /// Only for values that are no header values, which ours are.
 pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
-    remove(request, is_ours);
+    let mut parts = take(request);
+    let made = fields_to_backend(&mut parts.headers, ctx);
+    *request = parts.into();
+    made
+}
+
+fn fields_to_backend(headers: &mut HeaderMap, ctx: &RequestCtx) -> Result<()> {
+    remove(headers, is_ours);
+    headers.reserve(OURS);
     if ctx.is_neutral {
-        request.remove_header(&header::COOKIE);
+        headers.remove(header::COOKIE);
     } else {
-        join_cookies(request)?;
-        take_bypass(request)?;
+        join_cookies(headers)?;
+        take_bypass(headers)?;
     }
-    let host = ctx.host.as_ref().map_or("", |h| h.as_str());
-    request.insert_header(header::HOST, host)?;
-    if let Some(client) = ctx.client {
-        request.insert_header("X-Forwarded-For", client.to_canonical().to_string())?;
+    let host = value(ctx.host.as_ref().map_or("", |h| h.as_str()).as_bytes())?;
+    headers.insert(X_FORWARDED_HOST, host.clone());
+    headers.insert(header::HOST, host);
+    if let Some(client) = &ctx.client {
+        headers.insert(X_FORWARDED_FOR, client.field.clone());
     }
-    request.insert_header("X-Forwarded-Proto", if ctx.is_tls { "https" } else { "http" })?;
-    request.insert_header("X-Forwarded-Host", host)?;
-    request.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if ctx.is_tls { "https" } else { "http" }));
+    headers.insert(X_REQUEST_ID, ctx.request_id.field());
     if let Some(token) = &ctx.token {
-        request.insert_header(TOKEN, token.clone())?;
+        headers.insert(TOKEN, token.clone());
     }
     Ok(())
 }
 
+fn value(bytes: &[u8]) -> Result<HeaderValue> {
+    HeaderValue::from_bytes(bytes)
+        .map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "a field of ours", e))
+}
+
+/// So many fields are added to a request.
+const OURS: usize = 6;
+/// Names the organisation on a neutral host, and nowhere else.
+pub const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> Result<()> {
-    let mut crumbs = request.headers.get_all(header::COOKIE).iter();
+fn join_cookies(headers: &mut HeaderMap) -> Result<()> {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
     if crumbs.next().is_none() || crumbs.next().is_none() {
         return Ok(());
     }
-    let all: Vec<&[u8]> = request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    let joined = HeaderValue::from_bytes(&all.join(&b"; "[..])).map_err(|e| {
-        pingora_error::Error::because(pingora_error::ErrorType::InvalidHTTPHeader, "cookie", e)
-    })?;
-    request.insert_header(header::COOKIE, joined)
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = value(&all.join(&b"; "[..]))?;
+    headers.insert(header::COOKIE, joined);
+    Ok(())
 }
 
 /// Our own cookie stays with us.
-fn take_bypass(request: &mut RequestHeader) -> Result<()> {
-    let Some(cookies) = request.headers.get(header::COOKIE).map(HeaderValue::as_bytes) else { return Ok(()) };
+fn take_bypass(headers: &mut HeaderMap) -> Result<()> {
+    let Some(cookies) = headers.get(header::COOKIE).map(HeaderValue::as_bytes) else { return Ok(()) };
     if memchr::memmem::find(cookies, BYPASS_COOKIE.as_bytes()).is_none() {
         return Ok(());
     }
@@ -115,17 +154,12 @@ fn take_bypass(request: &mut RequestHeader) -> Result<()> {
     let rest: Vec<&[u8]> =
         cookies.split(|b| *b == b';').filter(|p| !is_ours(p)).map(<[u8]>::trim_ascii).collect();
     let rest = rest.join(&b"; "[..]);
-    request.remove_header(&header::COOKIE);
+    headers.remove(header::COOKIE);
     if !rest.is_empty() {
-        let rest = HeaderValue::from_bytes(&rest).map_err(|e| {
-            pingora_error::Error::because(pingora_error::ErrorType::InvalidHTTPHeader, "cookie", e)
-        })?;
-        request.insert_header(header::COOKIE, rest)?;
+        headers.insert(header::COOKIE, value(&rest)?);
     }
     Ok(())
 }
-
-const TOKEN: HeaderName = HeaderName::from_static(gmah_shared::token::HEADER);
 
 /// What every response over TLS says of itself, whatever a backend says.
 pub struct Promises {
@@ -144,50 +178,62 @@ impl Promises {
     /// # Errors
     /// Never with these values.
     pub fn set(&self, response: &mut ResponseHeader, is_tls: bool) -> Result<()> {
-        if is_tls {
-            response.insert_header(header::STRICT_TRANSPORT_SECURITY, self.hsts.clone())?;
-        }
-        response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+        self.fields(is_tls).try_for_each(|(name, value)| response.insert_header(name, value))
+    }
+
+    fn fields(&self, is_tls: bool) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let hsts = is_tls.then(|| (header::STRICT_TRANSPORT_SECURITY, self.hsts.clone()));
+        let nosniff = (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        hsts.into_iter().chain([nosniff])
     }
 }
 
 /// Cleans a response on its way to the client.
-///
-/// # Errors
-/// As [`to_backend`].
-pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx, promises: &Promises) -> Result<()> {
-    for name in nominated(&response.headers) {
-        response.remove_header(&name);
+pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx, promises: &Promises) {
+    // The only thing besides its parts: said over HTTP/1.1 to whoever reads it.
+    let own_reason = response.get_reason_phrase() != response.status.canonical_reason();
+    let reason = own_reason.then(|| response.get_reason_phrase().map(str::to_owned)).flatten();
+    let nothing = http::Response::new(()).into_parts().0;
+    let mut parts: http::response::Parts = std::mem::replace(response, nothing.into()).into();
+    fields_to_client(&mut parts.headers, ctx, promises);
+    *response = parts.into();
+    if reason.is_some() {
+        // Never refused: it came as one.
+        let _ = response.set_reason_phrase(reason.as_deref());
     }
-    let doomed = names(&response.headers, |name| is_ours(name) && !name.starts_with("x-forwarded"));
-    for name in doomed {
-        response.remove_header(&name);
+}
+
+fn fields_to_client(headers: &mut HeaderMap, ctx: &RequestCtx, promises: &Promises) {
+    for name in nominated(headers) {
+        headers.remove(name);
     }
+    remove(headers, |name| is_ours(name) && !name.starts_with("x-forwarded"));
     if ctx.is_neutral {
-        response.remove_header(&header::SET_COOKIE);
+        headers.remove(header::SET_COOKIE);
     } else {
-        own_cookies(response, ctx.host.as_ref().map_or("", |h| h.as_str()))?;
+        own_cookies(headers, ctx.host.as_ref().map_or("", |h| h.as_str()));
     }
-    response.remove_header(&header::SERVER);
+    headers.remove(header::SERVER);
     // Where else this host may be reached is ours to say.
-    response.remove_header(&header::ALT_SVC);
-    promises.set(response, ctx.is_tls)?;
-    response.insert_header("X-Request-ID", ctx.request_id.as_str())
+    headers.remove(header::ALT_SVC);
+    for (name, value) in promises.fields(ctx.is_tls) {
+        headers.insert(name, value);
+    }
+    headers.insert(X_REQUEST_ID, ctx.request_id.field());
 }
 
 /// A cookie for a parent domain would reach the neighbours: every organisation's host is below the same one. Only
 /// cookies without a domain, or for the very host, pass (RFC 6265, section 5.2.3).
-fn own_cookies(response: &mut ResponseHeader, host: &str) -> Result<()> {
-    let all = response.headers.get_all(header::SET_COOKIE);
+fn own_cookies(headers: &mut HeaderMap, host: &str) {
+    let all = headers.get_all(header::SET_COOKIE);
     if all.iter().all(|c| is_own_cookie(c.as_bytes(), host)) {
-        return Ok(());
+        return;
     }
     let own: Vec<_> = all.iter().filter(|c| is_own_cookie(c.as_bytes(), host)).cloned().collect();
-    response.remove_header(&header::SET_COOKIE);
+    headers.remove(header::SET_COOKIE);
     for cookie in own {
-        response.append_header(header::SET_COOKIE, cookie)?;
+        headers.append(header::SET_COOKIE, cookie);
     }
-    Ok(())
 }
 
 fn is_own_cookie(cookie: &[u8], host: &str) -> bool {
@@ -206,7 +252,7 @@ fn is_own_cookie(cookie: &[u8], host: &str) -> bool {
 
 /// What a backend's `Connection` nominates is for the hop between us (RFC 9110, section 7.6.1). Framing is not, whatever
 /// it says, and an upgrade needs its field.
-fn nominated(headers: &HeaderMap<HeaderValue>) -> Vec<HeaderName> {
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     values
         .flat_map(|v| v.split(','))
@@ -218,21 +264,16 @@ fn nominated(headers: &HeaderMap<HeaderValue>) -> Vec<HeaderName> {
 }
 
 /// Removes our names from trailers.
-pub fn clean_trailers(trailers: &mut HeaderMap<HeaderValue>) {
-    for name in names(trailers, is_ours) {
-        trailers.remove(name);
-    }
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, is_ours);
 }
 
-fn remove(request: &mut RequestHeader, doomed: impl Fn(&str) -> bool) {
-    for name in names(&request.headers, doomed) {
-        request.remove_header(&name);
+/// Usually there are none, so usually nothing is allocated.
+fn remove(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|n| doomed(n.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
-}
-
-/// Usually none, so usually nothing is allocated.
-fn names(headers: &HeaderMap<HeaderValue>, doomed: impl Fn(&str) -> bool) -> Vec<HeaderName> {
-    headers.keys().filter(|n| doomed(n.as_str())).cloned().collect()
 }
 
 #[cfg(test)]
@@ -317,7 +358,7 @@ mod tests {
             response.insert_header(name, value).expect("header");
         }
         let ctx = RequestCtx::new();
-        to_client(&mut response, &ctx, &promises()).expect("cleaned");
+        to_client(&mut response, &ctx, &promises());
         let left: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["etag", "strict-transport-security", "x-content-type-options", "x-request-id"]);
     }
@@ -354,7 +395,7 @@ mod tests {
             host: gmah_shared::hostname::Hostname::parse("paris.gmah.com").ok(),
             ..RequestCtx::new()
         };
-        to_client(&mut response, &ctx, &promises()).expect("cleaned");
+        to_client(&mut response, &ctx, &promises());
         let cookies: Vec<_> =
             response.headers.get_all("set-cookie").iter().map(|v| v.to_str().expect("text")).collect();
         assert_eq!(cookies, ["a=1", "c=3"]);

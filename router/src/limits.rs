@@ -168,7 +168,7 @@ impl Limiter {
         // The place first: what is refused for want of one should not use up the rate.
         let slot = self.enter()?;
         if let Some(allowance) = &self.allowance
-            && let Some(answer) = allowance.take().await
+            && let Some(answer) = Box::pin(allowance.take()).await
         {
             return answer.map(|()| slot).map_err(rate_limited);
         }
@@ -210,12 +210,10 @@ impl Limiter {
         Ok(slot)
     }
 
-    /// Requests that one address may have in flight: half of what the organisation may have, or all of it where that is
-    /// few.
+    /// Requests that one address may have in flight.
     pub fn per_address(&self) -> usize {
         let all = self.limits.concurrent_requests.map(|max| max.get() as usize);
-        let all = all.unwrap_or_else(|| self.whole.max.load(Ordering::Relaxed));
-        (all / 2).max(FEW)
+        share_of_address(all.unwrap_or_else(|| self.whole.max.load(Ordering::Relaxed)))
     }
 
     fn weight(&self) -> usize {
@@ -273,6 +271,11 @@ impl Tenant {
     pub fn set_elsewhere(&self, requests: usize) {
         *lock(&self.elsewhere) = (requests, Instant::now());
     }
+}
+
+/// What one address may have of an organisation's places: half, or all of them where they are few.
+pub fn share_of_address(all: usize) -> usize {
+    (all / 2).max(FEW)
 }
 
 fn quota(limits: &Limits) -> Option<Quota> {

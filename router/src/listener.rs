@@ -28,7 +28,7 @@ use crate::ctx::ConnectionInfo;
 use crate::live;
 use crate::metrics::{Handshake, Metrics, Refused};
 
-pub use addresses::{Addresses, Counted, Place, Requests};
+pub use addresses::{Addresses, Counted, Counts, Place, Requests};
 
 /// Whether a listener speaks TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,13 +161,15 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, limits: &Limi
     // However it ends, what watches over it ends with it.
     let end = CancellationToken::new();
     let _over = end.clone().drop_guard();
+    // Each part is boxed by itself: in one piece, all of them would be moved several times before the first byte is read.
     match kind {
         Kind::Plain => {
             let stream = prepared(socket, None, &end);
-            connection::http1(Box::new(stream), client.ip(), limits, &end, http).await;
+            Box::pin(connection::http1(Box::new(stream), client.ip(), limits, &end, http)).await;
         }
         Kind::Tls => {
-            let handshake = tokio::time::timeout(*limits.handshake_timeout, tls(socket, gate, &end));
+            let handshake =
+                tokio::time::timeout(*limits.handshake_timeout, Box::pin(tls(socket, gate, &end)));
             let stream = match handshake.await {
                 Ok(Ok(Some(stream))) => stream,
                 Ok(Ok(None)) => return gate.metrics.handshake(Handshake::UnknownName),
@@ -180,9 +182,9 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, limits: &Limi
             };
             gate.metrics.handshake(Handshake::Done);
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                connection::http2(Box::new(stream), limits, http).await;
+                Box::pin(connection::http2(Box::new(stream), limits, http)).await;
             } else {
-                connection::http1(Box::new(stream), client.ip(), limits, &end, http).await;
+                Box::pin(connection::http1(Box::new(stream), client.ip(), limits, &end, http)).await;
             }
         }
     }
@@ -294,7 +296,7 @@ fn prepared(socket: Accepted, served: Option<&Served>, end: &CancellationToken) 
     let mut stream = L4Stream::from(stream);
     stream.set_socket_digest(digest);
     let info = ConnectionInfo {
-        client: client.ip(),
+        client: client.ip().into(),
         requests,
         certificate_names: served.map(|s| s.names.clone()),
         end: end.clone(),

@@ -38,12 +38,8 @@ impl ProxyHttp for Proxy {
         let session: &mut ServerSession = session.as_mut();
         match self.0.admit(session, ctx).await {
             Ok(Admitted::Forward) => Ok(false),
-            Ok(Admitted::Redirect(host)) => self.0.redirect(session, &host, ctx).await.map(|()| true),
-            Ok(Admitted::Bypass { secret, target }) => {
-                self.0.bypass(session, &secret, &target, ctx).await.map(|()| true)
-            }
-            Ok(Admitted::Proof(text)) => self.0.prove(session, text, ctx).await.map(|()| true),
-            Err(refusal) => self.0.refuse(session, ctx, refusal).await.map(|()| true),
+            // Most requests are forwarded: they do not carry along what the others need.
+            other => Box::pin(self.0.reply(session, other, ctx)).await.map(|()| true),
         }
     }
 
@@ -84,7 +80,7 @@ impl ProxyHttp for Proxy {
             self.0.metrics.retries.inc();
         }
         if std::mem::take(&mut ctx.stale)
-            && let Err(rejection) = self.0.readmit(session.req_header(), ctx).await
+            && let Err(rejection) = Box::pin(self.0.readmit(session.req_header(), ctx)).await
         {
             ctx.rejection = Some(rejection);
             return Err(Error::explain(ErrorType::InternalError, "resolved anew and refused"));
@@ -160,6 +156,7 @@ impl ProxyHttp for Proxy {
         if let Some((asked, took)) = &mut ctx.upstream {
             *took = Some(asked.elapsed());
         }
+        ctx.status = response.status.as_u16();
         let session: &mut ServerSession = session.as_mut();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             ctx.deadline = None;
@@ -171,21 +168,24 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         if upstream::is_bodyless(&session.req_header().method, response) && !session.is_body_done() {
-            ctx.answered();
+            ctx.answered(|| self.0.last_words(session.req_header(), ctx, 0));
         }
-        headers::to_client(response, ctx, &self.0.live.load().promises)
+        headers::to_client(response, ctx, &self.0.live.load().promises);
+        Ok(())
     }
 
     fn response_body_filter(
         &self,
         session: &mut Session,
-        _: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         is_end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
         ctx.moved();
         if is_end && !session.as_mut().is_body_done() {
-            ctx.answered();
+            let session: &ServerSession = session.as_ref();
+            let sent = session.body_bytes_sent() + body.as_ref().map_or(0, Bytes::len);
+            ctx.answered(|| self.0.last_words(session.req_header(), ctx, sent as u64));
         }
         if ctx.deadline.is_some_and(|d| d < Instant::now()) {
             // Half a response: the connection ends without its proper end.
@@ -283,6 +283,9 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, _: Option<&Error>, ctx: &mut RequestCtx) {
         let status = session.as_ref().response_written().map_or(0, |r| r.status.as_u16());
         let took = ctx.began.elapsed();
+        if let Some(progress) = &ctx.progress {
+            progress.ended();
+        }
         if let Some(pool) = &ctx.pool {
             pool.seconds.observe(took.as_secs_f64());
         }
@@ -300,7 +303,7 @@ impl ProxyHttp for Proxy {
             trace.end(ctx, status);
         }
         tracing::debug!(
-            request_id = ctx.request_id,
+            request_id = ctx.request_id.as_str(),
             tenant.slug = ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
             status,
             duration_ms = took.as_secs_f64() * 1e3,

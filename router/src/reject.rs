@@ -10,6 +10,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 
+use crate::ctx::RequestId;
 use crate::headers::Promises;
 
 /// Why the edge answers by itself.
@@ -120,7 +121,7 @@ impl From<Rejection> for Refusal {
 /// What an answer needs beyond the refusal.
 pub struct Reply<'a> {
     /// For the client and the log.
-    pub request_id: &'a str,
+    pub request_id: &'a RequestId,
     /// What every response says.
     pub promises: &'a Promises,
     /// Whether over TLS.
@@ -260,17 +261,17 @@ impl Rejection {
         let Row { status, close, retry_after, .. } = row;
         let mut head = ResponseHeader::build(status, Some(10))?;
         let body = if prefers_html(session) {
-            let page = crate::page::render(row, reply.request_id, reply.branding);
+            let page = crate::page::render(row, reply.request_id.as_str(), reply.branding);
             head.insert_header(header::CONTENT_TYPE, "text/html; charset=utf-8")?;
             head.insert_header(header::CONTENT_SECURITY_POLICY, page.policy)?;
             head.insert_header(header::REFERRER_POLICY, "no-referrer")?;
             page.html
         } else {
             head.insert_header(header::CONTENT_TYPE, PROBLEM)?;
-            self.problem(reply.request_id)
+            self.problem(reply.request_id.as_str())
         };
         head.insert_header(header::CONTENT_LENGTH, body.len().to_string())?;
-        head.insert_header("X-Request-ID", reply.request_id)?;
+        head.insert_header("X-Request-ID", reply.request_id.field())?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         reply.promises.set(&mut head, reply.is_tls)?;
         if let Some(seconds) = reply.retry_after.filter(|_| retry_after.is_some()).or(retry_after) {

@@ -142,12 +142,12 @@ impl Trace {
         }
         let mut set = |key, value: String| self.request.set_attribute(KeyValue::new(key, value));
         set("url.scheme", if ctx.is_tls { "https" } else { "http" }.into());
-        set("gmah.request_id", ctx.request_id.clone());
+        set("gmah.request_id", ctx.request_id.as_str().to_owned());
         if let Some(host) = &ctx.host {
             set("server.address", host.to_string());
         }
-        if let Some(client) = ctx.client {
-            set("client.address", client.to_string());
+        if let Some(client) = &ctx.client {
+            set("client.address", client.address.to_string());
         }
         if let Some(route) = &ctx.route {
             set("gmah.tenant.id", route.tenant.id.to_string());

@@ -66,7 +66,7 @@ impl Hostname {
                 return Err(HostnameError::TooLong);
             }
             let lower = name.to_ascii_lowercase();
-            if lower.split('.').any(|label| label.starts_with("xn--")) {
+            if labels(&lower).any(|label| label.starts_with(b"xn--")) {
                 idna_ascii(&lower)?
             } else {
                 lower.into_boxed_str()
@@ -118,8 +118,13 @@ impl Hostname {
     /// Whether `pattern` (a name, or `*.` before a name) covers this name, the wildcard standing for exactly one
     /// label (RFC 6125, section 6.4.3).
     pub fn is_covered_by(&self, pattern: &str) -> bool {
-        match pattern.strip_prefix("*.") {
-            Some(parent) => self.0.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+        let name = self.0.as_bytes();
+        match pattern.strip_prefix("*.").map(str::as_bytes) {
+            Some(parent) => name.len().checked_sub(parent.len() + 1).is_some_and(|dot| {
+                name[dot] == b'.'
+                    && !name[..dot].contains(&b'.')
+                    && name[dot + 1..].eq_ignore_ascii_case(parent)
+            }),
             None => self.0.eq_ignore_ascii_case(pattern),
         }
     }
@@ -184,27 +189,32 @@ fn check_ldh(name: &str) -> Result<(), HostnameError> {
     if name.len() > MAX_NAME_BYTES {
         return Err(HostnameError::TooLong);
     }
-    for label in name.split('.') {
+    for label in labels(name) {
         if label.len() > MAX_LABEL_BYTES {
             return Err(HostnameError::TooLong);
         }
-        if let Some(bad) = label.bytes().find(|b| !matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
-            debug_assert_ne!(bad, b'.');
+        if !label.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
             return Err(HostnameError::BadCharacter);
         }
-        if label.is_empty() || label.starts_with('-') || label.ends_with('-') {
+        if label.is_empty() || label.starts_with(b"-") || label.ends_with(b"-") {
             return Err(HostnameError::BadLabel);
         }
     }
     Ok(())
 }
 
+/// Byte by byte: labels are shorter than what a searcher for characters needs to get going, and every request passes
+/// here.
+fn labels(name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
+    name.as_bytes().split(|b| *b == b'.')
+}
+
 /// Whether a resolver could take the name for an IPv4 address: its last label is a number in decimal, octal or
 /// hexadecimal spelling (WHATWG URL, "ends in a number").
 fn is_ip_like(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let hex = last.strip_prefix("0x");
-    last.bytes().all(|b| b.is_ascii_digit()) || hex.is_some_and(|h| h.bytes().all(|b| b.is_ascii_hexdigit()))
+    let last = labels(name).next_back().unwrap_or_default();
+    let hex = last.strip_prefix(b"0x");
+    last.iter().all(u8::is_ascii_digit) || hex.is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]

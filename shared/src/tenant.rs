@@ -86,7 +86,7 @@ impl TenantSlug {
             && bytes[0].is_ascii_lowercase()
             && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
             && bytes[bytes.len() - 1] != b'-'
-            && !raw.contains("--");
+            && !bytes.windows(2).any(|pair| pair == b"--");
         // Reserved names are named as such in any case, also those too short or too odd to be slugs at all.
         if RESERVED_SLUGS.iter().any(|r| r.eq_ignore_ascii_case(raw)) {
             return Err(TenantSlugError::Reserved);

@@ -228,6 +228,17 @@ async fn an_answered_stream_does_not_wait_for_its_request() {
     let ended =
         tokio::time::timeout(Duration::from_secs(12), std::future::poll_fn(|cx| body.poll_reset(cx))).await;
     assert!(ended.is_ok(), "the stream is still open");
+    // It counts all the same, once.
+    let counted = || async {
+        let text = gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics");
+        let metrics = crate::harness::dev::Metrics(text);
+        let sum = |name: &str, labels: &[&str]| metrics.sum(name, labels);
+        (
+            sum("gmah_router_tenant_requests_total", &["paris", "2xx"]),
+            sum("gmah_router_tenant_bytes_total", &["paris", "out"]),
+        )
+    };
+    eventually("counted", Duration::from_secs(5), counted, |c| *c == (1.0, 2.0)).await;
     answering.abort();
     drop(origin);
     router.stop().await;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use gmah_shared::hostname::Hostname;
-use rustls::ServerConfig;
 use rustls::crypto::ring as provider;
 use rustls::server::ProducesTickets;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -61,6 +61,11 @@ impl Served {
         now < self.not_after
     }
 
+    /// Whether nothing is amiss: its time is not over, and it has the staple that it asks for, if it does.
+    pub(super) fn is_whole(&self, now: SystemTime) -> bool {
+        self.holds(now) && self.asks.as_deref().is_none_or(|asks| asks.is_stapled(now))
+    }
+
     /// Whether the certificate is for that name.
     pub fn covers(&self, host: &Hostname) -> bool {
         self.names.iter().any(|n| host.is_covered_by(n))
@@ -71,7 +76,11 @@ pub(super) fn configured(
     pair: CertifiedKey,
     tickets: Arc<dyn ProducesTickets>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    let mut provider = provider::default_provider();
+    // As others order them who have chosen: AES-128 is as strong as the key exchange, and SHA-256 makes a handshake
+    // cheaper than SHA-384.
+    provider.cipher_suites.sort_by_key(|suite| !AES_128.contains(&suite.suite()));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
@@ -84,6 +93,12 @@ pub(super) fn configured(
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }
+
+const AES_128: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+];
 
 /// Why a pair of files is not served.
 #[derive(Debug, thiserror::Error)]

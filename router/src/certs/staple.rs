@@ -107,6 +107,10 @@ impl Asks {
         Ok(Some(Self { pair, responder, request, about, issuer, staple: None }))
     }
 
+    pub(super) fn is_stapled(&self, now: SystemTime) -> bool {
+        self.staple.is_some_and(|s| now < s.until)
+    }
+
     fn is_due(&self, now: SystemTime) -> bool {
         self.staple.is_none_or(|s| s.refresh <= now)
     }

@@ -1,30 +1,46 @@
 //! What the edge answers by itself, and what it writes down.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use gmah_shared::hostname::Hostname;
 use http::header;
 use pingora_core::protocols::http::ServerSession;
-use pingora_error::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::Edge;
+use super::{Admitted, Edge};
 use crate::access;
-use crate::ctx::RequestCtx;
+use crate::ctx::{LastWords, RequestCtx};
 use crate::policy;
 use crate::reject::{Refusal, Rejection, Reply};
 use crate::trace::Trace;
 
 impl Edge {
+    /// What is not forwarded.
+    pub(crate) async fn reply(
+        &self,
+        session: &mut ServerSession,
+        admitted: Result<Admitted, Refusal>,
+        ctx: &mut RequestCtx,
+    ) -> pingora_error::Result<()> {
+        match admitted {
+            Ok(Admitted::Forward) => Ok(()),
+            Ok(Admitted::Redirect(host)) => self.redirect(session, &host, ctx).await,
+            Ok(Admitted::Bypass { secret, target }) => self.bypass(session, &secret, &target, ctx).await,
+            Ok(Admitted::Proof(text)) => self.prove(session, text, ctx).await,
+            Err(refusal) => self.refuse(session, ctx, refusal).await,
+        }
+    }
+
     /// The cookie with which a browser passes, and back to where it wanted to go.
-    pub(crate) async fn bypass(
+    async fn bypass(
         &self,
         session: &mut ServerSession,
         secret: &str,
         target: &str,
         ctx: &RequestCtx,
-    ) -> Result<()> {
+    ) -> pingora_error::Result<()> {
         let cookie = format!(
             "{}={secret}; Path=/; Max-Age=86400; Secure; HttpOnly; SameSite=Lax",
             policy::BYPASS_COOKIE
@@ -35,23 +51,23 @@ impl Edge {
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         head.insert_header(header::REFERRER_POLICY, "no-referrer")?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
-        head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        head.insert_header("X-Request-ID", ctx.request_id.field())?;
         self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
     }
 
     /// What the certificate authority came for (RFC 8555, section 8.3).
-    pub(crate) async fn prove(
+    async fn prove(
         &self,
         session: &mut ServerSession,
         text: String,
         ctx: &RequestCtx,
-    ) -> Result<()> {
+    ) -> pingora_error::Result<()> {
         let mut head = ResponseHeader::build(200, Some(5))?;
         head.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
         head.insert_header(header::CONTENT_LENGTH, text.len().to_string())?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
-        head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        head.insert_header("X-Request-ID", ctx.request_id.field())?;
         self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await?;
         let bodyless = session.req_header().method == http::Method::HEAD;
@@ -60,12 +76,12 @@ impl Edge {
     }
 
     /// 308 to HTTPS on the public port, with path and query as they came.
-    pub(crate) async fn redirect(
+    async fn redirect(
         &self,
         session: &mut ServerSession,
         host: &Hostname,
         ctx: &RequestCtx,
-    ) -> Result<()> {
+    ) -> pingora_error::Result<()> {
         let target = String::from_utf8_lossy(session.req_header().raw_path()).into_owned();
         let port = match self.public_https_port {
             443 => String::new(),
@@ -75,7 +91,7 @@ impl Edge {
         let mut head = ResponseHeader::build(308, Some(6))?;
         head.insert_header(header::LOCATION, format!("https://{host}{port}{path}"))?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
-        head.insert_header("X-Request-ID", ctx.request_id.as_str())?;
+        head.insert_header("X-Request-ID", ctx.request_id.field())?;
         self.live.load().promises.set(&mut head, ctx.is_tls)?;
         session.write_response_header(Box::new(head)).await
     }
@@ -85,7 +101,7 @@ impl Edge {
         session: &mut ServerSession,
         ctx: &mut RequestCtx,
         refusal: Refusal,
-    ) -> Result<()> {
+    ) -> pingora_error::Result<()> {
         let Refusal { rejection, retry_after } = refusal;
         ctx.rejection = Some(rejection);
         self.metrics.rejected(rejection);
@@ -108,6 +124,29 @@ impl Edge {
     }
 }
 
+impl Edge {
+    /// Counts and logs a request as it is known when its answer is out.
+    pub(crate) fn last_words(
+        self: &Arc<Self>,
+        request: &RequestHeader,
+        ctx: &RequestCtx,
+        sent: u64,
+    ) -> LastWords {
+        let status = ctx.status;
+        let (edge, series) = (self.clone(), ctx.series.clone());
+        let (took, received) = (ctx.began.elapsed(), ctx.bytes_in);
+        let wanted = self.access.as_ref().filter(|log| log.wants(status));
+        let text = wanted.and_then(|_| access::Written::of(&line(request, ctx, status, took, sent)));
+        LastWords(Box::new(move || {
+            let series = series.unwrap_or_else(|| edge.metrics.tenants.unknown());
+            series.request(status, took, received, sent);
+            if let (Some(log), Some(text)) = (&edge.access, text) {
+                log.send(text);
+            }
+        }))
+    }
+}
+
 /// What is logged of a request.
 pub(crate) fn line<'a>(
     request: &'a RequestHeader,
@@ -121,7 +160,7 @@ pub(crate) fn line<'a>(
     let end = (0..=path.len().min(MAX_LOGGED_PATH)).rev().find(|n| path.is_char_boundary(*n)).unwrap_or(0);
     access::Line {
         at: time::OffsetDateTime::now_utc() - took,
-        request_id: &ctx.request_id,
+        request_id: ctx.request_id.as_str(),
         trace_id: ctx.trace.as_deref().and_then(Trace::id),
         tenant: ctx.route.as_ref().map(|r| r.tenant.slug.as_str()),
         host: ctx.host.as_ref().map(Hostname::as_str),
@@ -137,7 +176,7 @@ pub(crate) fn line<'a>(
         attempts: ctx.attempts,
         bytes_in: ctx.bytes_in,
         bytes_out: sent,
-        client: ctx.client,
+        client: ctx.client.as_ref().map(|c| c.address),
     }
 }
 

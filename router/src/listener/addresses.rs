@@ -43,28 +43,37 @@ struct Here {
     requests: Requests,
 }
 
-/// Requests in flight of one address, on all its connections, by organisation. Cheap to clone.
+/// Requests of one address, on all its connections, by organisation. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Requests(Arc<Mutex<HashMap<TenantId, usize>>>);
+pub struct Requests(Arc<Mutex<HashMap<Counts, usize>>>);
 
-/// A request in flight; given back when dropped.
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Counts {
+    /// Requests in flight.
+    InFlight(TenantId),
+    /// Requests that wait for the end of a maintenance.
+    Held(TenantId),
+}
+
+/// A request; given back when dropped.
 #[derive(Debug)]
-pub struct Counted(Requests, TenantId);
+pub struct Counted(Requests, Counts);
 
 impl Requests {
     /// Counts a request, unless the address has as many of this organisation's as it may have.
-    pub fn enter(&self, tenant: TenantId, max: usize) -> Option<Counted> {
+    pub fn enter(&self, counts: Counts, max: usize) -> Option<Counted> {
         let mut here = self.lock();
-        let count = here.entry(tenant).or_default();
+        let count = here.entry(counts).or_default();
         if *count >= max {
             return None;
         }
         *count += 1;
         drop(here);
-        Some(Counted(self.clone(), tenant))
+        Some(Counted(self.clone(), counts))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, usize>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Counts, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
