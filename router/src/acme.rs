@@ -122,6 +122,13 @@ impl Subject {
             Self::Base(_) => BASE_TIMEOUT,
         }
     }
+
+    const fn proof_timeout(&self) -> Duration {
+        match self {
+            Self::Claim { .. } => PROOF_TIMEOUT,
+            Self::Base(_) => BASE_PROOF_TIMEOUT,
+        }
+    }
 }
 
 /// Why there is no certificate. The sentences are for operators and for whoever runs the name's zone.
@@ -246,6 +253,7 @@ impl Acme {
             check.await.map_err(AcmeError::Check)?;
         }
         let account = self.authority.account(&mut self.client().await?).await?;
+        order::tidy(self, job).await?;
         let order_id = self.spend(job.subject.hostname()).await?;
         let issued = order::issue(self, &account, job).await?;
         install::install(self, job, order_id, issued, &account).await
@@ -369,8 +377,11 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const MASTER_TIMEOUT: Duration = Duration::from_secs(20);
 /// An order takes less than this, all in all.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(240);
-/// The same where the DNS has to say something first.
-const BASE_TIMEOUT: Duration = Duration::from_secs(900);
+/// The same where the DNS has to say something first, and a program is run up to eight times.
+const BASE_TIMEOUT: Duration = Duration::from_secs(1200);
+/// Shorter than the whole, so that what was shown is taken back also when it takes too long.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(160);
+const BASE_PROOF_TIMEOUT: Duration = Duration::from_secs(600);
 /// A lease is longer than its order by this, so that nobody else begins while somebody may still be at it.
 const LEASE_MARGIN: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(12 * 3600);

@@ -16,6 +16,7 @@ cd "$(dirname "$0")" || exit 1
 env >> hook.env
 echo "$@" >> hook.calls
 [ -e fail ] && { echo "the zone is locked" >&2; exit 3; }
+[ -e "hang-$2" ] && exec sleep 600
 case "$2" in
     present) body="{\"host\":\"$3\",\"value\":\"$4\"}"; to=set-txt ;;
     cleanup) body="{\"host\":\"$3\"}"; to=clear-txt ;;
@@ -33,7 +34,7 @@ async fn started() -> Edge {
         let hook = hook.display();
         format!(
             "[acme.wildcard]\nhook = [\"{hook}\", \"first\"]\nhook_env = [\"CARGO_PKG_NAME\"]\n\
-             settle = \"100ms\"\npropagation_timeout = \"5s\"\n"
+             hook_timeout = \"3s\"\nsettle = \"100ms\"\npropagation_timeout = \"5s\"\n"
         )
     })
     .await
@@ -113,6 +114,26 @@ async fn the_wildcard_is_ordered_once_and_replaced_without_a_pause() {
     assert_eq!(after, orders + 1, "one order, two routers");
     let kept = || dev.value("gmah_master", "select count(*) from certificates");
     eventually("the old one goes", Duration::from_secs(5), kept, |n| n == "1").await;
+    // What a dead router left, and a hook that does not come to an end: the order is not lost to it.
+    let hang = dev.folder().join("hang-cleanup");
+    std::fs::write(&hang, "").expect("written");
+    let second = leaf(&edge, routers[0]).await.expect("served");
+    dev.execute("gmah_master", "update certificate_orders set shown = '{a,b,c,d,e,f,g,h}'").await;
+    dev.execute("gmah_master", due).await;
+    let replaced = || async { leaf(&edge, routers[0]).await.is_some_and(|l| l != second) };
+    eventually("replaced", Duration::from_secs(60), replaced, |r| *r).await;
+    let calls = read("hook.calls");
+    let tried = ["a", "b", "c", "d", "e", "f", "g", "h"]
+        .iter()
+        .filter(|v| calls.contains(&format!("cleanup _acme-challenge.gmah.example. {v}\n")))
+        .count();
+    assert!((1..=3).contains(&tried), "in the time of two runs: {tried}");
+    let left = "select cardinality(shown) from certificate_orders";
+    assert_eq!(dev.value("gmah_master", left).await, "10", "known, and left for the next one");
+    std::fs::remove_file(&hang).expect("removed");
+    eventually("the order is over", Duration::from_secs(30), over, |n| n == "1").await;
+    dev.execute("gmah_master", due).await;
+    eventually("taken away", Duration::from_secs(60), || dev.value("gmah_master", left), |n| n == "0").await;
     // One that does not open, or is none, changes nothing.
     dev.execute("gmah_master", "update certificates set chain_pem = 'junk'").await;
     let said = || std::future::ready(dev.log());

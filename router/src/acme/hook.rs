@@ -38,8 +38,19 @@ pub(super) async fn present(acme: &Acme, job: &Job, record: &Record) -> Result<(
     run(acme, "present", record).await
 }
 
-/// Has all of them taken away; that one was not does not keep the others.
+/// Has all of them taken away; that one was not does not keep the others. In the time of two runs, as many as an order
+/// needs: what is left then waits for the next order.
 pub(super) async fn cleanup(acme: &Acme, job: &Job, records: &[Record]) -> Result<(), AcmeError> {
+    let Some(wildcard) = &acme.acme.wildcard else { return Ok(()) };
+    // Losing it ends the program that runs.
+    let all = tokio::time::timeout(*wildcard.hook_timeout * 2, cleanup_each(acme, job, records));
+    all.await.unwrap_or_else(|_| {
+        tracing::warn!(records = records.len(), "not all TXT records were taken away in time");
+        Ok(())
+    })
+}
+
+async fn cleanup_each(acme: &Acme, job: &Job, records: &[Record]) -> Result<(), AcmeError> {
     for record in records {
         match run(acme, "cleanup", record).await {
             Ok(()) => {

@@ -41,20 +41,23 @@ const POLL: RetryPolicy = RetryPolicy::new()
     .backoff(1.6)
     .timeout(Duration::from_secs(90));
 
+/// Takes away what a router left that did not get that far. Before anything is counted or asked: an order that is begun is
+/// not to be lost to it.
+pub(super) async fn tidy(acme: &Acme, job: &Job) -> Result<(), AcmeError> {
+    let Subject::Base(base) = &job.subject else { return Ok(()) };
+    let left: Vec<_> = job.left.iter().map(|value| Record::of(base, value.clone())).collect();
+    hook::cleanup(acme, job, &left).await
+}
+
 pub(super) async fn issue(acme: &Acme, account: &Account, job: &Job) -> Result<Issued, AcmeError> {
     let error = |e| acme.authority.error(e);
     let subject = &job.subject;
-    if let Subject::Base(base) = subject {
-        let left: Vec<_> = job.left.iter().map(|value| Record::of(base, value.clone())).collect();
-        hook::cleanup(acme, job, &left).await?;
-    }
     let names = subject.names();
     let identifiers: Vec<_> = names.iter().cloned().map(Identifier::Dns).collect();
     let mut order = steadily!(account.new_order(&NewOrder::new(&identifiers))).map_err(error)?;
     let mut shown = Vec::new();
-    // Shorter than the whole, so that what was shown is taken back also when it takes too long.
     let proven =
-        tokio::time::timeout(subject.timeout() * 2 / 3, prove(acme, &mut order, job, &mut shown)).await;
+        tokio::time::timeout(subject.proof_timeout(), prove(acme, &mut order, job, &mut shown)).await;
     let forgotten = match subject {
         Subject::Claim { claim, .. } => forget(acme, &claim.hostname).await,
         Subject::Base(_) => hook::cleanup(acme, job, &shown).await,

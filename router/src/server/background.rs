@@ -122,12 +122,16 @@ pub(super) async fn keep_base(
     mut held: Option<String>,
     reload: Arc<Notify>,
 ) -> std::convert::Infallible {
+    let mut said = None;
     loop {
         // Woken by a notice or by the clock; it rereads everything either way.
         let _ = tokio::time::timeout(KEYS_EVERY, reload.notified()).await;
-        if let Err(e) = read_base(&store, &certificates, &base, &mut held).await {
-            tracing::error!(error = %e, "the base domain's certificate was not read; the old one is served on");
+        let fault = read_base(&store, &certificates, &base, &mut held).await.err().map(|e| e.to_string());
+        // Once for as long as it is the same.
+        if let Some(error) = fault.as_ref().filter(|_| fault != said) {
+            tracing::error!(%error, "the base domain's certificate was not read; the old one is served on");
         }
+        said = fault;
     }
 }
 
