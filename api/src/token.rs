@@ -40,8 +40,11 @@ impl TokenCheck {
     /// The token of a request.
     ///
     /// # Errors
-    /// [`ApiError::InvalidTenantToken`], whichever check failed.
+    /// [`ApiError::InvalidTenantToken`], whichever check failed; [`ApiError::Unavailable`] while no key has been read.
     pub fn check(&self, headers: &HeaderMap) -> Result<Arc<VerifiedToken>, ApiError> {
+        if !self.verifier.has_keys() {
+            return Err(ApiError::Unavailable);
+        }
         match self.look(headers) {
             Ok(token) => Ok(token),
             Err(reason) => {

@@ -10,6 +10,10 @@ const LOADS: &str = "gmah_catalog_loads_total";
 async fn c04_two_hundred_first_requests_make_one_query() {
     let dev = Dev::start().await;
     dev.create("nice").await;
+    // Notices come in the order of their commits: with this one seen, those of the creation are over.
+    assert!(dev.cli(&["tenant", "suspend", "lyon"]).await.status.success());
+    let suspended = || async { dev.get("lyon", "/api/v1/tenant").await.status };
+    eventually("suspended", Duration::from_secs(5), suspended, |s| *s == 403).await;
     let before = dev.metrics("admin").await.sum(LOADS, &["hosts"]);
     let asks: Vec<_> = (0..200)
         .map(|_| {

@@ -31,3 +31,4 @@ mod tls;
 mod tokens;
 mod traces;
 mod upgrade;
+mod websockets;

@@ -164,6 +164,20 @@ async fn generations_older_newer_and_of_a_suspended_tenant() {
     assert_eq!(f.with_token(&at(generation)).await.status, 503, "the old generation is stale");
 }
 
+/// An api that has no key knows nothing of any token, good or bad.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_keys_nobody_is_told_that_a_token_is_bad() {
+    let dev = Dev::start().await;
+    let f = Forger::new(&dev).await;
+    let token = f.sign(&f.claims());
+    assert_eq!(f.with_token(&token).await.status, 200);
+    dev.execute("gmah_master", "delete from signing_keys").await;
+    let asked = || f.with_token(&token);
+    let wait = std::time::Duration::from_secs(5);
+    let seen = crate::harness::eventually("without keys", wait, asked, |a| a.status != 200).await;
+    assert_eq!((seen.status, seen.code()), (503, "unavailable".into()), "{seen:?}");
+}
+
 /// K-18: keys overlap, and a removed one is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn k18_rotation_without_a_failed_request() {

@@ -14,12 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use crate::backends::{echo, echoes, open_websocket};
 use crate::harness::dev::{BINARY, address};
 use crate::harness::dns::free;
 use crate::harness::http::{Client, exchange, plain, request, status, talk};
 use crate::harness::origin::Origin;
 use crate::harness::{Dev, eventually, roles};
+use crate::websockets::{echo, echoes, open_websocket};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn l03_a_configuration_is_taken_as_a_whole_or_not_at_all() {

@@ -81,6 +81,11 @@ impl Verifier {
         Self { keyring, audience: audience.into() }
     }
 
+    /// Whether there is a key at all. Without one nothing is known of any token, good or bad.
+    pub fn has_keys(&self) -> bool {
+        !self.keyring.load().is_empty()
+    }
+
     /// Checks a token against the clock `now` (seconds since the epoch).
     ///
     /// # Errors
