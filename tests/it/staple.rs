@@ -150,13 +150,15 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
         .with_custom_certificate_verifier(staples.clone())
         .with_no_client_auth();
     let client = client.trusting(tls);
-    let count = |result: &'static str| {
+    let sum = |name: &'static str, result: &'static str| {
         let metrics = router.metrics.clone();
         async move {
             let text = gmah_shared::telemetry::encode(&metrics.registry).expect("metrics");
-            crate::harness::dev::Metrics(text).sum("gmah_router_ocsp_responses_total", &[result])
+            crate::harness::dev::Metrics(text).sum(name, &[result])
         }
     };
+    let count = |result| sum("gmah_router_ocsp_responses_total", result);
+    let exchanges = |result| sum("gmah_router_certificate_reloads_total", result);
     eventually("refused", Duration::from_secs(10), || count("refused"), |n| *n >= 1.0).await;
     assert!(stapled(&client, &staples).await.is_empty(), "not the authority's word");
 
@@ -191,13 +193,6 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     drop(authority);
     let _authority = responder(&dev, address, &at("index"), (&ca.join("ca.pem"), &ca.join("ca.key"))).await;
     write(certificate_with(&dev, &names, |p| asking(p, 2, address)));
-    let exchanges = |result: &'static str| {
-        let metrics = router.metrics.clone();
-        async move {
-            let text = gmah_shared::telemetry::encode(&metrics.registry).expect("metrics");
-            crate::harness::dev::Metrics(text).sum("gmah_router_certificate_reloads_total", &[result])
-        }
-    };
     eventually("refused", Duration::from_secs(15), || exchanges("refused"), |n| *n >= 1.0).await;
     assert_eq!(stapled(&client, &staples).await, seen, "the old pair is whole, and stays");
     // One that asks for nothing gets nothing.
