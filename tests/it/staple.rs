@@ -115,6 +115,11 @@ async fn responder(
     child
 }
 
+/// Stops one, and waits until its port is free for the next.
+async fn ended(responder: &mut tokio::process::Child) {
+    responder.kill().await.expect("killed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     let dev = Dev::start().await;
@@ -134,7 +139,7 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     let stranger = certificate_with(&dev, &["stranger.example"], |_| {});
     std::fs::write(at("stranger.pem"), &stranger.0).expect("written");
     std::fs::write(at("stranger.key"), &stranger.1).expect("written");
-    let liar = responder(&dev, address, &at("index"), (&at("stranger.pem"), &at("stranger.key"))).await;
+    let mut liar = responder(&dev, address, &at("index"), (&at("stranger.pem"), &at("stranger.key"))).await;
 
     write(certificate_with(&dev, &names, |p| asking(p, 1, address)));
     let (router, client) = roles::router(&dev, &[origin.address], |_, c| {
@@ -163,8 +168,9 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     assert!(stapled(&client, &staples).await.is_empty(), "not the authority's word");
 
     // The authority itself. A pair that has just come is asked for at once.
-    drop(liar);
-    let authority = responder(&dev, address, &at("index"), (&ca.join("ca.pem"), &ca.join("ca.key"))).await;
+    ended(&mut liar).await;
+    let mut authority =
+        responder(&dev, address, &at("index"), (&ca.join("ca.pem"), &ca.join("ca.key"))).await;
     write(certificate_with(&dev, &names, |p| asking(p, 1, address)));
     let seen =
         eventually("stapled", Duration::from_secs(15), || stapled(&client, &staples), |s| !s.is_empty())
@@ -190,7 +196,7 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
 
     // Revoked: what would say so is not served.
     index(&at("index"), ['V', 'R']);
-    drop(authority);
+    ended(&mut authority).await;
     let _authority = responder(&dev, address, &at("index"), (&ca.join("ca.pem"), &ca.join("ca.key"))).await;
     write(certificate_with(&dev, &names, |p| asking(p, 2, address)));
     eventually("refused", Duration::from_secs(15), || exchanges("refused"), |n| *n >= 1.0).await;
