@@ -207,15 +207,9 @@ where
 
     /// The answer that is at hand, if it may be used without asking. Never waits.
     pub fn peek(&self, key: &K) -> Option<Hit<V>> {
-        let inner = &*self.0;
-        let entry = inner.positive.get(key)?;
-        let fresh = inner.is_current(&entry) && entry.confirmed.elapsed() < *inner.settings.ttl;
-        if fresh {
-            inner.metrics.hits.inc();
-            Some(Hit(entry))
-        } else {
-            None
-        }
+        let entry = self.0.fresh(key)?;
+        self.0.metrics.hits.inc();
+        Some(Hit(entry))
     }
 
     /// The answer, from the master if need be. Waits at most the load time-out.
@@ -224,7 +218,7 @@ where
             return Lookup::Found(hit);
         }
         let inner = &self.0;
-        if inner.negative.get(key) == Some(inner.negative_epoch.load(Ordering::Acquire)) {
+        if inner.is_unknown(key) {
             inner.metrics.negative_hits.inc();
             return Lookup::Unknown;
         }
@@ -264,6 +258,13 @@ where
 
     async fn load(self, key: K, seq: u64) -> flight::Outcome<V> {
         let inner = &*self.0;
+        // Whoever looked before another's load had ended, and came to wait for it after, has the answer here.
+        if let Some(entry) = inner.fresh(&key) {
+            return flight::Outcome::Found(entry);
+        }
+        if inner.is_unknown(&key) {
+            return flight::Outcome::Unknown;
+        }
         inner.metrics.loads.inc();
         let epoch = inner.resync_epoch.load(Ordering::Acquire);
         let negative_epoch = inner.negative_epoch.load(Ordering::Acquire);
@@ -296,6 +297,17 @@ where
 {
     fn is_current(&self, entry: &Entry<V>) -> bool {
         entry.current.load(Ordering::Acquire) && entry.epoch == self.resync_epoch.load(Ordering::Acquire)
+    }
+
+    /// What is held and may be used without asking.
+    fn fresh(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        let entry = self.positive.get(key)?;
+        (self.is_current(&entry) && entry.confirmed.elapsed() < *self.settings.ttl).then_some(entry)
+    }
+
+    /// Whether there is known to be nothing.
+    fn is_unknown(&self, key: &K) -> bool {
+        self.negative.get(key) == Some(self.negative_epoch.load(Ordering::Acquire))
     }
 
     /// Ends every entry of an organisation. Under the lock of `recent`.

@@ -101,6 +101,30 @@ async fn c04_two_hundred_first_requests_make_one_query() {
     assert_eq!(master.queries.load(Ordering::SeqCst), 1);
 }
 
+/// Who looks just before a load ends, and comes to wait just after: what it begins asks nobody.
+#[tokio::test]
+async fn c04_who_comes_late_finds_the_answer() {
+    let master = Arc::new(Master::default());
+    put(&master, "paris", &row(1, "v1"));
+    let cache = cache(&master, CatalogSettings::default());
+    for (key, answer) in [("paris", "v1"), ("nowhere", "unknown")] {
+        master.queries.store(0, Ordering::SeqCst);
+        assert_eq!(text(&cache.get(&key.to_owned()).await), answer);
+        for _ in 0..3 {
+            let late = match cache.clone().load(key.to_owned(), cache.0.recent_seq()).await {
+                flight::Outcome::Found(entry) => entry.value.text,
+                flight::Outcome::Unknown => "unknown",
+                flight::Outcome::Failed => "failed",
+            };
+            assert_eq!(late, answer);
+        }
+        assert_eq!(master.queries.load(Ordering::SeqCst), 1, "{key}");
+    }
+    put(&master, "paris", &row(2, "v2"));
+    cache.invalidate_all();
+    assert_eq!(text(&cache.get(&"paris".to_owned()).await), "v2");
+}
+
 #[tokio::test]
 async fn c05_a_load_that_a_notice_overtook_is_not_kept() {
     let master = Arc::new(Master::default());
