@@ -110,12 +110,32 @@ impl Certificates {
         })
     }
 
-    /// Reads another pair of files, without serving it yet.
+    /// Reads another pair of files, with what it asks to be stapled, without serving it yet.
     ///
     /// # Errors
     /// [`CertificateError`].
-    pub fn read(&self, files: Option<&Files>) -> Result<Option<FromFiles>, CertificateError> {
-        files.map(|f| f.read(&self.tickets)).transpose()
+    pub async fn read(&self, files: Option<&Files>) -> Result<Option<FromFiles>, CertificateError> {
+        let Some(files) = files else { return Ok(None) };
+        let current = self.files.load_full();
+        self.stapled(files.read(&self.tickets)?, current.as_deref()).await.map(Some)
+    }
+
+    /// With what it asks to be stapled. Some clients leave at once where that is missing, so a pair that cannot have it
+    /// does not take the place of one that is whole.
+    async fn stapled(
+        &self,
+        read: FromFiles,
+        current: Option<&FromFiles>,
+    ) -> Result<FromFiles, CertificateError> {
+        let mut read = read.with_staple_of(current);
+        if let Err(e) = staple::first(&mut read).await {
+            let now = SystemTime::now();
+            if !read.served.is_whole(now) && current.is_some_and(|c| c.served.is_whole(now)) {
+                return Err(CertificateError::Staple(e.to_string()));
+            }
+            tracing::error!(error = %e, "no new response to staple to a changed certificate");
+        }
+        Ok(read)
     }
 
     /// Serves what was read.
@@ -222,20 +242,13 @@ impl Certificates {
             {
                 continue;
             }
-            match current.files.read(&self.tickets) {
+            let read = match current.files.read(&self.tickets) {
+                // The old pair is served for as long as it takes to ask.
+                Ok(read) => self.stapled(read, Some(&current)).await,
+                Err(e) => Err(e),
+            };
+            match read {
                 Ok(read) => {
-                    let mut read = read.with_staple_of(Some(&current));
-                    // The old pair is served for as long as it takes to ask, and until there is an answer: some clients
-                    // leave at once where a staple is asked for and missing.
-                    if let Err(e) = staple::first(&mut read).await {
-                        self.metrics.certificate(false);
-                        if current.served.is_whole(SystemTime::now()) {
-                            tracing::error!(error = %e, "changed certificate without its staple; the old one is served on");
-                            without_staple = Some((stamp, Instant::now()));
-                            continue;
-                        }
-                        tracing::error!(error = %e, "served without the staple that it asks for");
-                    }
                     let (names, ends) = (read.served.names.clone(), read.served.not_after);
                     let previous = self.files.compare_and_swap(&Some(current.clone()), Some(Arc::new(read)));
                     if !previous.as_ref().is_some_and(|p| Arc::ptr_eq(p, &current)) {
@@ -250,8 +263,12 @@ impl Certificates {
                 Err(e) => {
                     tracing::error!(error = %e, "changed certificate refused; the old one is served on");
                     self.metrics.certificate(false);
-                    // Said once for each change.
-                    refused = Some(stamp);
+                    match e {
+                        // It may be had later.
+                        CertificateError::Staple(_) => without_staple = Some((stamp, Instant::now())),
+                        // Said once for each change.
+                        _ => refused = Some(stamp),
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use gmah_router::config::RouterConfig;
 use gmah_shared::config::HumanDuration;
 use rcgen::{CertificateParams, CustomExtension, SerialNumber};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -129,10 +130,14 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     let ca = dev.folder().join("data/certs");
     let address = dns::free();
     let names = ["*.gmah.localhost"];
+    // Both at once, so that no look finds one of each.
     let write = |(chain, key): (String, String)| {
         let issuer = std::fs::read_to_string(ca.join("ca.pem")).expect("CA");
-        std::fs::write(at("key.pem"), key).expect("written");
-        std::fs::write(at("chain.pem"), format!("{chain}{issuer}")).expect("written");
+        let pair = tempfile::tempdir_in(folder.path()).expect("folder").keep();
+        std::fs::write(pair.join("key.pem"), key).expect("written");
+        std::fs::write(pair.join("chain.pem"), format!("{chain}{issuer}")).expect("written");
+        std::os::unix::fs::symlink(pair, at("next")).expect("linked");
+        std::fs::rename(at("next"), at("pair")).expect("renamed");
     };
     index(&at("index"), ['V', 'V']);
     // A stranger answers first: well-formed, about the right certificate, and signed by somebody else.
@@ -143,7 +148,8 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
 
     write(certificate_with(&dev, &names, |p| asking(p, 1, address)));
     let (router, client) = roles::router(&dev, &[origin.address], |_, c| {
-        (c.router.certificate_file, c.router.key_file) = (Some(at("chain.pem")), Some(at("key.pem")));
+        (c.router.certificate_file, c.router.key_file) =
+            (Some(at("pair/chain.pem")), Some(at("pair/key.pem")));
         c.router.certificate_poll = HumanDuration::from_millis(30);
     })
     .await;
@@ -201,6 +207,16 @@ async fn a_response_is_stapled_where_it_is_asked_for_and_good() {
     write(certificate_with(&dev, &names, |p| asking(p, 2, address)));
     eventually("refused", Duration::from_secs(15), || exchanges("refused"), |n| *n >= 1.0).await;
     assert_eq!(stapled(&client, &staples).await, seen, "the old pair is whole, and stays");
+    // Nor does it come with another configuration.
+    let mut config = RouterConfig::from_file(&dev.config()).expect("configuration");
+    (config.router.https, config.router.http, config.router.admin) =
+        (([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
+    roles::api_pool(&mut config).addresses = vec![origin.address.into()];
+    (config.router.certificate_file, config.router.key_file) =
+        (Some(at("pair/chain.pem")), Some(at("pair/key.pem")));
+    let refused = router.reload(config).await.expect_err("no staple");
+    assert!(refused.to_string().contains("staple"), "{refused}");
+    assert_eq!(stapled(&client, &staples).await, seen);
     // One that asks for nothing gets nothing.
     let before = count("loaded").await;
     write(certificate_with(&dev, &names, |_| {}));

@@ -120,6 +120,9 @@ pub enum CertificateError {
     /// The certificate has no DNS name.
     #[error("the certificate has no DNS name")]
     NoNames,
+    /// It asks for a staple that was not to be had, and the pair that is served lacks nothing.
+    #[error("the certificate asks for a staple: {0}; the old one is served on")]
+    Staple(String),
 }
 
 /// The DNS names of a certificate's subjectAltName (RFC 5280, section 4.2.1.6), and when it ends; the common name is no

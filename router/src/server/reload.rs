@@ -53,7 +53,7 @@ impl Reloadable {
         // Everything that can fail comes first.
         let pools = Pools::new(&config, &self.metrics.upstream_seconds).map_err(ReloadError::Pools)?;
         pools.resolve(&self.dns).await.map_err(ReloadError::Pools)?;
-        let certificate = self.certificates.read(config.certificate_files().as_ref())?;
+        let certificate = self.certificates.read(config.certificate_files().as_ref()).await?;
         if certificate.is_none() && !self.certificates.has_ordered() {
             return Err(ReloadError::NoCertificate);
         }
