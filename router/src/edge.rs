@@ -20,7 +20,7 @@ use crate::certs::challenges::{self, Challenges};
 use crate::config::Proxies;
 use crate::ctx::{Client, ConnectionInfo, Progress, RequestCtx};
 use crate::headers;
-use crate::limits::share_of_address;
+use crate::limits::share_of_held;
 use crate::listener::Counts;
 use crate::live;
 use crate::metrics::Metrics;
@@ -116,9 +116,9 @@ impl Edge {
         let own =
             ctx.client.as_ref().is_some_and(|c| c.address == info.client.address).then_some(&info.requests);
         if let Passage::Hold { patience, requests } = self.passage(&route, request)? {
-            let share = share_of_address(requests as usize);
+            let share = share_of_held(requests as usize);
             let _waits = match own.map(|own| own.enter(Counts::Held(route.tenant.id), share)) {
-                Some(None) => return Err(Rejection::HeldTooLong.into()),
+                Some(None) => return Err(policy::held_too_long(&route.policy)),
                 counted => counted,
             };
             route = Box::pin(self.hold(&name, &route, patience, requests, request, ctx)).await?;
@@ -166,10 +166,7 @@ impl Edge {
         request: &RequestHeader,
         ctx: &RequestCtx,
     ) -> Result<Hit<Route>, Refusal> {
-        let too_long = Refusal {
-            rejection: Rejection::HeldTooLong,
-            retry_after: route.policy.maintenance.as_ref().map(|m| m.retry_after),
-        };
+        let too_long = policy::held_too_long(&route.policy);
         let _held = self.resolver.limiter(route).hold(requests).ok_or(too_long)?;
         let until = Instant::now() + patience;
         while Instant::now() < until {

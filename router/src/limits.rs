@@ -274,8 +274,13 @@ impl Tenant {
 }
 
 /// What one address may have of an organisation's places: half, or all of them where they are few.
-pub fn share_of_address(all: usize) -> usize {
+fn share_of_address(all: usize) -> usize {
     (all / 2).max(FEW)
+}
+
+/// What one address may have of the `all` requests of an organisation that wait: half, or a few where that is fewer.
+pub fn share_of_held(all: usize) -> usize {
+    (all / 2).max(FEW_HELD)
 }
 
 fn quota(limits: &Limits) -> Option<Quota> {
@@ -294,6 +299,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// So many requests any address may have in flight: an office behind one address has no more.
 const FEW: usize = 256;
+/// So many any address may have waiting.
+const FEW_HELD: usize = 8;
 /// Below this many tenants nothing is thrown out.
 const FIRST_SWEEP: usize = 1024;
 

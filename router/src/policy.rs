@@ -50,6 +50,12 @@ pub fn pass(
     }
 }
 
+/// A request that waited for as long as it may, or may not wait because as many do already.
+pub fn held_too_long(policy: &Policy) -> Refusal {
+    let retry_after = policy.maintenance.as_ref().map(|m| m.retry_after);
+    Refusal { rejection: Rejection::HeldTooLong, retry_after }
+}
+
 /// Name of the cookie with which a browser passes.
 pub const BYPASS_COOKIE: &str = "__Host-gmah-bypass";
 /// Name of the parameter with which a browser gets the cookie.

@@ -282,6 +282,43 @@ async fn read_only_and_hold() {
     let seen = origin.take();
     assert_eq!(seen.iter().filter(|r| r.body == b"{\"a\":1}").count(), 2);
 
+    // Not all of the places for one address.
+    let hold = ["tenant", "maintenance", "paris", "hold", "--hold-seconds", "20", "--hold-requests", "20"];
+    dev.cli_json(&[&hold[..], &["--retry-after", "7s"]].concat()).await;
+    let one = || async {
+        let (client, paris) = (client.clone(), paris.clone());
+        let asked = tasks::detach("held", async move { client.get(&paris, "/x", &[]).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if asked.is_finished() { Err(asked.await.expect("joined")) } else { Ok(asked) }
+    };
+    let mut waiting =
+        vec![eventually("held", Duration::from_secs(5), one, Result::is_ok).await.expect("held")];
+    let over = loop {
+        match one().await {
+            Ok(waits) => waiting.push(waits),
+            Err(refused) => break refused,
+        }
+        assert!(waiting.len() <= 10, "no share was reached");
+    };
+    assert_eq!((over.code(), over.header("retry-after")), ("organization_maintenance".into(), Some("7")));
+    assert_eq!(waiting.len(), 10, "half of them");
+    let elsewhere = {
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.bind("127.0.0.2:0".parse().expect("address")).expect("bind");
+        let tcp = socket.connect(client.address()).await.expect("connect");
+        let (client, paris) = (client.clone(), paris.clone());
+        tasks::detach("held", async move {
+            let mut stream = client.over(tcp, &paris).await.expect("handshake");
+            exchange(&mut stream, &request("GET", &paris, "/x", &[], None)).await
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!elsewhere.is_finished(), "another has room");
+    dev.cli_json(&["tenant", "maintenance", "paris", "off"]).await;
+    for held in waiting.into_iter().chain([elsewhere]) {
+        assert_eq!(held.await.expect("joined").status, 200);
+    }
+
     // Not for ever.
     dev.cli_json(&["tenant", "maintenance", "paris", "hold", "--hold-seconds", "1"]).await;
     let refused = || async {

@@ -73,6 +73,11 @@ impl Requests {
         Some(Counted(self.clone(), counts))
     }
 
+    /// How many have it in hand.
+    fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Counts, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,6 +152,7 @@ impl Addresses {
         // large as the number of addresses that are busy.
         if self.0.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
             bounds.fresh.retain_recent();
+            self.0.lock().by_address.retain(|_, here| here.connections > 0 || here.requests.holders() > 1);
         }
         bounds.fresh.check_key(&key).map_err(|_| Refused::Rate)
     }
@@ -196,7 +202,9 @@ impl Drop for Place {
             && let Some(here) = open.by_address.get_mut(&key)
         {
             here.connections -= 1;
-            if here.connections == 0 {
+            // Requests may outlive their connection, and count for as long; what they leave behind is swept. Two are
+            // this place's and the table's own.
+            if here.connections == 0 && here.requests.holders() <= 2 {
                 open.by_address.remove(&key);
             }
         }
@@ -261,6 +269,28 @@ mod tests {
         drop(behind_a_proxy);
         assert!(enter("::ffff:127.0.0.1").is_ok());
         assert_eq!(metrics.connections.get(), 2);
+    }
+
+    #[test]
+    fn r09_requests_that_outlive_their_connection_count() {
+        let metrics = Metrics::new(1).expect("metrics");
+        let addresses = Addresses::new(&Limits {
+            max_new_connections_per_address: Within::new(100_000),
+            ..Limits::default()
+        });
+        let enter = || addresses.enter(Some([127, 0, 0, 1].into()), &metrics).expect("place");
+        let held = Counts::Held(TenantId::generate());
+        let outlives = enter().requests().enter(held, 2).expect("first");
+        let _second = enter().requests().enter(held, 2).expect("second");
+        assert!(enter().requests().enter(held, 2).is_none(), "two are held already");
+        drop(outlives);
+        let third = enter().requests().enter(held, 2);
+        assert!(third.is_some());
+        drop((third, _second));
+        for _ in 0..=SWEEP_EVERY {
+            drop(enter());
+        }
+        assert!(addresses.0.lock().by_address.is_empty(), "nothing is left behind");
     }
 
     #[test]
