@@ -224,7 +224,9 @@ pub struct RequestCtx {
     pub trace: Option<Box<Trace>>,
     /// Body bytes received.
     pub bytes_in: u64,
-    /// How fast they come.
+    /// Body bytes of the answer, as the backend sent them.
+    pub bytes_out: u64,
+    /// How fast they come in.
     pub body_pace: Pace,
 }
 
@@ -259,6 +261,7 @@ impl RequestCtx {
             progress: None,
             trace: None,
             bytes_in: 0,
+            bytes_out: 0,
             body_pace: Pace::default(),
         }
     }

@@ -182,10 +182,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
         ctx.moved();
+        ctx.bytes_out += body.as_ref().map_or(0, |b| b.len() as u64);
         if is_end && !session.as_mut().is_body_done() {
-            let session: &ServerSession = session.as_ref();
-            let sent = session.body_bytes_sent() + body.as_ref().map_or(0, Bytes::len);
-            ctx.answered(|| self.0.last_words(session.req_header(), ctx, sent as u64));
+            let request = session.as_ref().req_header();
+            ctx.answered(|| self.0.last_words(request, ctx, ctx.bytes_out));
         }
         if ctx.deadline.is_some_and(|d| d < Instant::now()) {
             // Half a response: the connection ends without its proper end.

@@ -115,6 +115,10 @@ pub struct Attempt<'a> {
 
 /// Whether a response has no body, by its head (RFC 9112, section 6.3).
 pub fn is_bodyless(method: &http::Method, response: &pingora_http::ResponseHeader) -> bool {
+    // What comes before the answer itself (section 15.2 of RFC 9110) ends nothing.
+    if response.status.is_informational() {
+        return false;
+    }
     method == http::Method::HEAD
         || matches!(response.status.as_u16(), 204 | 304)
         || response.headers.get(http::header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() == b"0")
