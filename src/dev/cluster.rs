@@ -25,6 +25,8 @@ use super::loopback;
 
 /// Superuser of the cluster.
 pub(super) const SUPERUSER: &str = "gmah";
+/// Among the secrets of a data folder.
+const PASSWORD: &str = "postgres.password";
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
 
@@ -162,6 +164,20 @@ pub(super) async fn stop_leftover(binaries: &Binaries, dir: &DataDir) -> anyhow:
     remove_tree(&data)
 }
 
+/// Makes room where a cluster lies whose password went with the data folder that it belonged to: nobody can use it as it
+/// is. One that was put aside before makes room for it.
+fn put_aside(data: &Path) -> anyhow::Result<()> {
+    let aside = data.with_extension("before");
+    remove_tree(&aside)?;
+    fs::rename(data, &aside).with_context(|| data.display().to_string())?;
+    println!(
+        "the cluster in {} belongs to a data folder that is gone; it is now {}",
+        data.display(),
+        aside.display()
+    );
+    Ok(())
+}
+
 async fn end_leftover(binaries: &Binaries, data: &Path) -> anyhow::Result<()> {
     let pid_file = data.join("postmaster.pid");
     let text = match fs::read_to_string(&pid_file) {
@@ -190,9 +206,12 @@ impl Cluster {
     /// Starts the cluster of a data folder, making it first if need be.
     pub(super) async fn start(binaries: &Binaries, dir: &DataDir) -> anyhow::Result<Self> {
         let data = binaries.location(dir)?;
-        let password: SecretString =
-            dir.ensure_secret("postgres.password", || random_password().expose_secret().to_owned())?.into();
         end_leftover(binaries, &data).await?;
+        if !dir.has_secret(PASSWORD) && data.join("PG_VERSION").exists() {
+            put_aside(&data)?;
+        }
+        let password: SecretString =
+            dir.ensure_secret(PASSWORD, || random_password().expose_secret().to_owned())?.into();
         check_version(binaries, &data).await?;
         if !data.join("PG_VERSION").exists() {
             println!("making a PostgreSQL cluster in {}", data.display());

@@ -122,6 +122,11 @@ impl DataDir {
         }
     }
 
+    /// Whether a secret has been made.
+    pub(super) fn has_secret(&self, name: &str) -> bool {
+        self.path("secrets").join(name).exists()
+    }
+
     pub(super) fn ensure_master_key(&self) -> anyhow::Result<()> {
         self.ensure_secret("master.key", || MasterKey::generate_text().expose_secret().to_owned()).map(drop)
     }

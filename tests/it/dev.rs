@@ -86,6 +86,37 @@ async fn a_killed_run_is_cleaned_up_by_the_next() {
     );
 }
 
+/// Below a folder that is closed to the user PostgreSQL runs as, the cluster lies elsewhere, and stays when the data folder
+/// is removed by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_removed_by_hand_is_made_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(folder.path(), mode(0o700)).expect("mode");
+    let dev = Dev::start_in(folder, &[]).await;
+    dev.create("nice").await;
+    let folder = dev.stop().await;
+    let data = folder.path().join("data");
+    let elsewhere = std::fs::read_to_string(data.join("cluster")).ok();
+    assert_eq!(
+        elsewhere.is_some(),
+        rustix::process::getuid().is_root(),
+        "root's PostgreSQL is somebody else's"
+    );
+    std::fs::remove_dir_all(&data).expect("removed");
+
+    let dev = Dev::start_in(folder, &[]).await;
+    assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200);
+    assert_eq!(dev.get("nice", "/api/v1/tenant").await.status, 404, "another cluster");
+    let _folder = dev.stop().await;
+    if let Some(elsewhere) = elsewhere {
+        let elsewhere = std::path::Path::new(elsewhere.trim());
+        let before = elsewhere.with_extension("before");
+        assert!(before.join("PG_VERSION").exists(), "the one before is kept");
+        std::fs::remove_dir_all(elsewhere.parent().expect("folder")).expect("removed");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_work_is_said() {
     let folder = tempfile::tempdir().expect("folder");
