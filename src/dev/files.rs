@@ -3,8 +3,11 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use gmah_shared::hostname::Hostname;
@@ -172,11 +175,17 @@ impl DataDir {
 }
 
 /// A free port, held. Below those that the kernel gives to outgoing connections (32768 and up, by default), because it is
-/// let go for a moment before the role takes it.
+/// let go for a while before the role takes it; and reserved until this process ends, so that no other `gmah dev` of
+/// this machine picks it meanwhile.
 pub(super) fn free_port() -> anyhow::Result<TcpListener> {
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     for _ in 0..200 {
         let port = rand::random_range(10_240..32_768);
+        // A name without a file: it is gone with its process, however that ends.
+        let name = UnixAddr::from_abstract_name(format!("gmah-dev-port-{port}"))?;
+        let Ok(reserved) = UnixListener::bind_addr(&name) else { continue };
         if let Ok(listener) = TcpListener::bind(loopback(port)) {
+            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
             return Ok(listener);
         }
     }
