@@ -303,5 +303,6 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "base_certificate",
             sql: include_str!("../migrations/master/0005_base_certificate.sql"),
         },
+        Migration { version: 6, name: "slots", sql: include_str!("../migrations/master/0006_slots.sql") },
     ],
 };

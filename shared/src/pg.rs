@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts};
 use secrecy::ExposeSecret as _;
-use tokio_postgres::NoTls;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::config::Postgres;
 
@@ -79,6 +81,56 @@ pub async fn connect(pg: &Postgres, application_name: &str) -> Result<tokio_post
         }
     });
     Ok(client)
+}
+
+/// A direct connection that hears notices (PostgreSQL, chapter "NOTIFY"). It ends when this is dropped.
+pub struct Listening {
+    /// For statements.
+    pub client: tokio_postgres::Client,
+    /// Payloads of what is said on the channel. Ends with the connection, and when more than the queue holds are unread:
+    /// whoever falls behind starts over.
+    pub notices: mpsc::Receiver<String>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Connects and listens on a channel, with a queue of so many notices.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn listen(
+    pg: &Postgres,
+    application_name: &str,
+    channel: &'static str,
+    queue: usize,
+) -> Result<Listening, ConnectError> {
+    let config = client_config(pg, application_name);
+    let connecting = tokio::time::timeout(pg.timeout, config.connect(NoTls));
+    let (client, mut connection) = connecting.await.map_err(|_| ConnectError::Timeout)??;
+    let (tx, notices) = mpsc::channel(queue);
+    let driver = crate::tasks::detach("pg-listening", async move {
+        loop {
+            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(n))) => {
+                    if tx.try_send(n.payload().to_owned()).is_err() {
+                        return;
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            }
+        }
+    });
+    let listening = Listening { client, notices, driver };
+    let listen = format!("listen {channel}");
+    let begun = listening.client.batch_execute(&listen);
+    tokio::time::timeout(pg.timeout, begun).await.map_err(|_| ConnectError::Timeout)??;
+    Ok(listening)
 }
 
 /// A quoted SQL identifier, for the few statements that take no parameters (`CREATE DATABASE`).

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_postgres::{AsyncMessage, NoTls};
 
 use super::Invalidate;
 use crate::config::Postgres;
@@ -85,6 +83,8 @@ pub async fn run(master: Postgres, listeners: Listeners) -> Infallible {
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
     #[error("{0}")]
+    Connect(#[from] pg::ConnectError),
+    #[error("{0}")]
     Postgres(#[from] tokio_postgres::Error),
     #[error("no answer in time")]
     Timeout(#[from] tokio::time::error::Elapsed),
@@ -93,25 +93,7 @@ enum ListenError {
 }
 
 async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenError> {
-    let config = pg::client_config(master, "gmah catalog listener");
-    let (client, mut connection) = tokio::time::timeout(ECHO_WITHIN, config.connect(NoTls)).await??;
-    let (tx, mut notices) = mpsc::channel::<String>(QUEUE);
-    let driver = crate::tasks::detach("catalog-listener-connection", async move {
-        loop {
-            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-                // A full queue ends the session: the next one starts over with everything.
-                Some(Ok(AsyncMessage::Notification(n))) => {
-                    if tx.try_send(n.payload().to_owned()).is_err() {
-                        return;
-                    }
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return,
-            }
-        }
-    });
-    let _ends_with_session = AbortOnDrop(driver);
-    tokio::time::timeout(ECHO_WITHIN, client.batch_execute("listen gmah_catalog")).await??;
+    let mut listening = pg::listen(master, "gmah catalog listener", "gmah_catalog", QUEUE).await?;
     // From here on nothing is missed; what came before is confirmed anew.
     listeners.caches.iter().for_each(|c| c.invalidate_all());
     Topic::ALL.into_iter().for_each(|t| (listeners.on_topic)(t));
@@ -124,7 +106,7 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
     loop {
         let wake = echo_by.unwrap_or(probe_at);
         tokio::select! {
-            notice = notices.recv() => match notice {
+            notice = listening.notices.recv() => match notice {
                 None => return Ok(()),
                 Some(text) if text == me => {
                     echo_by = None;
@@ -137,7 +119,7 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
                 if echo_by.is_some() {
                     return Err(ListenError::Deaf);
                 }
-                tokio::time::timeout(ECHO_WITHIN, client.execute(PROBE, &[&me])).await??;
+                tokio::time::timeout(ECHO_WITHIN, listening.client.execute(PROBE, &[&me])).await??;
                 echo_by = Some(Instant::now() + ECHO_WITHIN);
             }
         }
@@ -159,13 +141,5 @@ fn heard(text: &str, listeners: &Listeners) {
                 listeners.caches.iter().for_each(|c| c.invalidate_all());
             }
         },
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
