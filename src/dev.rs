@@ -180,6 +180,7 @@ async fn prepare(
     master::create_if_absent(&settings.master, "postgres").await?;
     let mut control = Control::open(settings.clone()).await?;
     control.ensure_signing_key().await?;
+    control.forget_nodes().await?;
     control
         .add_server(NewServer {
             name: "local".into(),

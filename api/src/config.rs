@@ -1,5 +1,7 @@
 //! `[api]` and `[pool]`.
 
+use std::time::Duration;
+
 use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
 use serde::Deserialize;
 
@@ -50,17 +52,24 @@ pub struct Api {
 pub struct Pool {
     /// Most connections of one tenant. Default 8.
     pub max_per_tenant: Within<1, 1000>,
-    /// Most connections to one PostgreSQL server, over all its tenants. Keep it under the server's
-    /// `max_connections` less what backups and migrations need. Default 40.
+    /// Most connections to one PostgreSQL server, over all its tenants and all api nodes, which share it out among
+    /// themselves; where their configurations differ the smallest counts. Keep it under the server's `max_connections`
+    /// less what backups and migrations need. Default 40.
     pub max_per_server: Within<1, 100_000>,
+    /// How long, at most, until the slots of a node that died are other nodes'. Shorter asks the master more often: three
+    /// times in this. Default 3 s.
+    pub heartbeat: HumanDuration,
     /// Longest wait for a connection; then 503. Default 3 s.
     pub wait_timeout: HumanDuration,
     /// Most requests of one tenant that wait for a connection; beyond it 503 at once. Default 100.
     pub max_waiting: Within<1, 100_000>,
     /// Deadline for connecting and proving. Default 2 s.
     pub connect_timeout: HumanDuration,
-    /// After a failed connect, how long the tenant is answered 503 without another try. Default 500 ms.
+    /// After a failed connect, how long the tenant is answered 503 without another try; doubled by each further
+    /// failure. Default 500 ms.
     pub retry_after_error: HumanDuration,
+    /// Longest such pause: how late a database that is well again may be noticed. Default 2 s.
+    pub max_retry_after_error: HumanDuration,
     /// An idle connection is closed after this long. Default 60 s.
     pub idle_timeout: HumanDuration,
     /// A connection is closed when it is this old. Default 30 min.
@@ -74,10 +83,12 @@ impl Default for Pool {
         Self {
             max_per_tenant: Within::new(8),
             max_per_server: Within::new(40),
+            heartbeat: HumanDuration::from_secs(3),
             wait_timeout: HumanDuration::from_secs(3),
             max_waiting: Within::new(100),
             connect_timeout: HumanDuration::from_secs(2),
             retry_after_error: HumanDuration::from_millis(500),
+            max_retry_after_error: HumanDuration::from_secs(2),
             idle_timeout: HumanDuration::from_secs(60),
             max_lifetime: HumanDuration::from_secs(1800),
             statement_timeout: HumanDuration::from_secs(15),
@@ -92,6 +103,9 @@ impl ApiConfig {
     /// [`ConfigError`] with the place of the first fault.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
         let config: Self = file.parse()?;
+        if *config.pool.heartbeat < Duration::from_secs(1) {
+            return Err(file.at(0, "pool.heartbeat", "must be 1s or more"));
+        }
         if config.pool.max_per_tenant.get() > config.pool.max_per_server.get() {
             return Err(file.at(0, "pool.max_per_tenant", "must not be above pool.max_per_server"));
         }

@@ -38,6 +38,17 @@ impl TenantContext {
         &self.detail.0
     }
 
+    /// The catalog's row read anew, if the organisation is entered in another way than this context's row says.
+    pub async fn reread(&self) -> Option<Self> {
+        let app = &self.app;
+        let (id, revision) = (self.detail().tenant.id, self.detail().tenant.revision);
+        app.catalog.forget_if(&id, |row| row.0.tenant.revision <= revision);
+        let Lookup::Found(detail) = app.catalog.get(&id).await else { return None };
+        let changed = !detail.0.placement.is_same(&self.detail().placement)
+            && detail.0.tenant.generation == self.detail().tenant.generation;
+        changed.then(|| Self { app: app.clone(), detail })
+    }
+
     /// Refuses unless the organisation has that module.
     ///
     /// # Errors

@@ -1,34 +1,43 @@
 //! [`TenantDb`]: the only door from a tenant's context to SQL.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
-use crate::pool::Lease;
+use crate::pool::{Lease, PoolError};
 
 /// A connection to the database of one tenant, for one request.
 pub struct TenantDb {
     lease: Lease,
+    patience: Duration,
 }
 
 /// A transaction on it. Rolled back unless committed.
 pub struct TenantTx<'a> {
     tx: deadpool_postgres::Transaction<'a>,
     busy: &'a mut bool,
+    patience: Duration,
 }
 
 /// A statement failed.
 #[derive(Debug, thiserror::Error)]
-#[error("statement failed")]
-pub struct DbError(#[from] tokio_postgres::Error);
+pub enum DbError {
+    /// The driver or the server says so.
+    #[error("statement failed")]
+    Postgres(#[from] tokio_postgres::Error),
+    /// No answer, although the server was told to give up before.
+    #[error("no answer in time")]
+    Silent,
+}
 
 impl DbError {
     /// Whether the database, and not the statement, is the trouble.
     pub fn is_unavailable(&self) -> bool {
-        match self.0.as_db_error() {
+        match self.as_db_error() {
             None => true,
             // Connection exception, insufficient resources, operator intervention, system error; and "the database is
             // read-only", which a server says while it is being moved; and a table or column that is not there, in a database
@@ -40,11 +49,35 @@ impl DbError {
         }
     }
 
+    /// What the server said, if it said something.
+    pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
+        match self {
+            Self::Postgres(e) => e.as_db_error(),
+            Self::Silent => None,
+        }
+    }
+
     /// The error and its causes on one line, for the log. Never for a client.
     pub fn chain(&self) -> String {
-        let cause = self.0.source().map_or_else(String::new, |c| format!(": {c}"));
-        format!("{}{cause}", self.0)
+        match self {
+            Self::Postgres(e) => {
+                let cause = e.source().map_or_else(String::new, |c| format!(": {c}"));
+                format!("{e}{cause}")
+            }
+            Self::Silent => self.to_string(),
+        }
     }
+}
+
+/// Longer than `statement_timeout`, so that a server that is well answers first.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// What a statement of a transaction or connection says, or that it says nothing.
+async fn within<T>(
+    patience: Duration,
+    asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, DbError> {
+    Ok(tokio::time::timeout(patience, asked).await.map_err(|_| DbError::Silent)??)
 }
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -84,7 +117,16 @@ impl TenantDb {
     /// # Errors
     /// [`ApiError::Unavailable`], or a stale generation.
     pub async fn open(ctx: &TenantContext) -> Result<Self, ApiError> {
-        Ok(Self { lease: ctx.app().pools.lease(ctx.detail()).await? })
+        let app = ctx.app();
+        let lease = match app.pools.lease(ctx.detail()).await {
+            // Its password may have been changed a moment ago: look once more, and only once.
+            Err(PoolError::Authentication(cause)) => match ctx.reread().await {
+                Some(newer) => app.pools.lease(newer.detail()).await?,
+                None => return Err(PoolError::Authentication(cause).into()),
+            },
+            other => other?,
+        };
+        Ok(Self { lease, patience: *app.config.pool.statement_timeout + MARGIN })
     }
 
     /// Begins a transaction.
@@ -93,48 +135,50 @@ impl TenantDb {
     /// [`DbError`] when the connection is gone.
     pub async fn transaction(&mut self) -> Result<TenantTx<'_>, DbError> {
         // Until commit or rollback the lease counts as busy: dropped in between, its connection is not reused.
+        let patience = self.patience;
         let (client, busy) = self.lease.parts();
         *busy = true;
-        Ok(TenantTx { tx: client.transaction().await?, busy })
+        Ok(TenantTx { tx: within(patience, client.transaction()).await?, busy, patience })
+    }
+
+    /// Runs something on the client; whoever goes away meanwhile leaves a busy lease behind.
+    async fn run<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&deadpool_postgres::ClientWrapper) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, DbError> {
+        let patience = self.patience;
+        let (client, busy) = self.lease.parts();
+        *busy = true;
+        let answer = within(patience, ask(client)).await;
+        if matches!(answer, Err(DbError::Silent)) {
+            self.lease.went_silent();
+        } else {
+            // Answered, well or badly: nothing is running any more.
+            *busy = false;
+        }
+        answer
     }
 }
 
 impl Query for TenantDb {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
-        let (client, busy) = self.lease.parts();
-        *busy = true;
-        let statement = client.prepare_cached(sql).await;
-        let rows = match statement {
-            Ok(statement) => client.query(&statement, params).await,
-            Err(e) => Err(e),
-        };
-        // Answered, well or badly: nothing is running any more.
-        *busy = false;
-        Ok(rows?)
+        self.run(async |client| client.query(&client.prepare_cached(sql).await?, params).await).await
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
-        let (client, busy) = self.lease.parts();
-        *busy = true;
-        let statement = client.prepare_cached(sql).await;
-        let count = match statement {
-            Ok(statement) => client.execute(&statement, params).await,
-            Err(e) => Err(e),
-        };
-        *busy = false;
-        Ok(count?)
+        self.run(async |client| client.execute(&client.prepare_cached(sql).await?, params).await).await
     }
 }
 
 impl Query for TenantTx<'_> {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
-        let statement = self.tx.prepare_cached(sql).await?;
-        Ok(self.tx.query(&statement, params).await?)
+        let tx = &self.tx;
+        within(self.patience, async { tx.query(&tx.prepare_cached(sql).await?, params).await }).await
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
-        let statement = self.tx.prepare_cached(sql).await?;
-        Ok(self.tx.execute(&statement, params).await?)
+        let tx = &self.tx;
+        within(self.patience, async { tx.execute(&tx.prepare_cached(sql).await?, params).await }).await
     }
 }
 
@@ -144,9 +188,9 @@ impl TenantTx<'_> {
     /// # Errors
     /// [`DbError`]: then it is not known to be durable, and the client gets no success.
     pub async fn commit(self) -> Result<(), DbError> {
-        let outcome = self.tx.commit().await;
-        *self.busy = false;
-        Ok(outcome?)
+        let outcome = within(self.patience, self.tx.commit()).await;
+        *self.busy = matches!(outcome, Err(DbError::Silent));
+        outcome
     }
 
     /// Undoes it.
@@ -154,8 +198,8 @@ impl TenantTx<'_> {
     /// # Errors
     /// [`DbError`] when the connection is gone, which undoes it too.
     pub async fn rollback(self) -> Result<(), DbError> {
-        let outcome = self.tx.rollback().await;
-        *self.busy = false;
-        Ok(outcome?)
+        let outcome = within(self.patience, self.tx.rollback()).await;
+        *self.busy = matches!(outcome, Err(DbError::Silent));
+        outcome
     }
 }

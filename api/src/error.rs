@@ -185,7 +185,9 @@ impl From<PoolError> for ApiError {
             PoolError::Superseded(current) => Self::StaleGeneration(current),
             PoolError::Queue
             | PoolError::Wait
-            | PoolError::Resting
+            | PoolError::Resting(_)
+            | PoolError::Authentication(_)
+            | PoolError::Silent
             | PoolError::Connect(_)
             | PoolError::WrongDatabase
             | PoolError::Closed => Self::Unavailable,

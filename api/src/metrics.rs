@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::pool::PoolError;
+use crate::pool::breaker::{Failure, Standing};
 
 /// Every metric of the role.
 pub struct Metrics {
@@ -22,6 +23,10 @@ pub struct Metrics {
     tenant_requests: IntCounterVec,
     pool_connections: IntGaugeVec,
     pool_failures: IntCounterVec,
+    breakers: IntGaugeVec,
+    breakers_opened: IntCounterVec,
+    server_slots: IntGaugeVec,
+    server_waiting: IntGaugeVec,
     routes: HistogramVec,
     /// Whether notices of change come in.
     pub catalog_connected: IntGauge,
@@ -69,6 +74,28 @@ impl Metrics {
                 Opts::new("gmah_api_pool_failures_total", "Requests that got no connection, by reason."),
                 &["reason"],
             )?,
+            breakers: IntGaugeVec::new(
+                Opts::new("gmah_api_breakers", "Breakers of tenants' pools and of servers by state."),
+                &["scope", "state"],
+            )?,
+            breakers_opened: IntCounterVec::new(
+                Opts::new("gmah_api_breakers_opened_total", "Breakers that opened, by scope and reason."),
+                &["scope", "reason"],
+            )?,
+            server_slots: IntGaugeVec::new(
+                Opts::new(
+                    "gmah_api_server_connections",
+                    "Connections to a PostgreSQL server: what this node may have (limit) and has (used).",
+                ),
+                &["server", "state"],
+            )?,
+            server_waiting: IntGaugeVec::new(
+                Opts::new(
+                    "gmah_api_server_waiting_requests",
+                    "Requests that wait for a connection to a server.",
+                ),
+                &["server"],
+            )?,
             routes: HistogramVec::new(
                 HistogramOpts::new("gmah_api_request_duration_seconds", "Time to answer, by route.")
                     // From a cached read to the request deadline.
@@ -91,6 +118,10 @@ impl Metrics {
         r.register(Box::new(metrics.tenant_requests.clone()))?;
         r.register(Box::new(metrics.pool_connections.clone()))?;
         r.register(Box::new(metrics.pool_failures.clone()))?;
+        r.register(Box::new(metrics.breakers.clone()))?;
+        r.register(Box::new(metrics.breakers_opened.clone()))?;
+        r.register(Box::new(metrics.server_slots.clone()))?;
+        r.register(Box::new(metrics.server_waiting.clone()))?;
         r.register(Box::new(metrics.routes.clone()))?;
         r.register(Box::new(metrics.catalog_connected.clone()))?;
         for result in ["verified", "remembered", "refused"] {
@@ -98,6 +129,11 @@ impl Metrics {
         }
         for reason in REASONS {
             metrics.pool_failures.with_label_values(&[reason]);
+        }
+        for scope in SCOPES {
+            for why in Failure::ALL {
+                metrics.breakers_opened.with_label_values(&[scope, why.as_str()]);
+            }
         }
         Ok(metrics)
     }
@@ -112,13 +148,20 @@ impl Metrics {
         let reason = match error {
             PoolError::Queue => "queue",
             PoolError::Wait => "wait",
-            PoolError::Resting => "resting",
+            PoolError::Resting(_) => "resting",
+            PoolError::Authentication(_) => "authentication",
+            PoolError::Silent => "silent",
             PoolError::Connect(_) => "connect",
             PoolError::WrongDatabase => "wrong_database",
             PoolError::Superseded(_) => "superseded",
             PoolError::Closed => "closed",
         };
         self.pool_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a breaker that opened.
+    pub fn breaker_opened(&self, scope: &'static str, why: Failure) {
+        self.breakers_opened.with_label_values(&[scope, why.as_str()]).inc();
     }
 
     /// Seconds that a route took.
@@ -144,10 +187,22 @@ impl Metrics {
     }
 
     /// Sets the gauges of the pools, just before they are read.
-    pub fn pools(&self, connections: &[(String, usize, usize)]) {
+    pub fn pools(&self, gauges: &PoolGauges) {
         self.pool_connections.reset();
         let mut other = (0, 0);
-        for (n, (slug, idle, leased)) in connections.iter().enumerate() {
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        for (server, limit, used, waiting) in &gauges.servers {
+            self.server_slots.with_label_values(&[server, "limit"]).set(gauge(*limit));
+            self.server_slots.with_label_values(&[server, "used"]).set(gauge(*used));
+            self.server_waiting.with_label_values(&[server]).set(gauge(*waiting));
+        }
+        for scope in SCOPES {
+            for state in ["closed", "half_open", "open"] {
+                let n = gauges.breakers.get(&(scope, state)).copied().unwrap_or(0);
+                self.breakers.with_label_values(&[scope, state]).set(n);
+            }
+        }
+        for (n, (slug, idle, leased)) in gauges.connections.iter().enumerate() {
             if n < self.max_tenants {
                 self.pool_gauge(slug, *idle, *leased);
             } else {
@@ -168,4 +223,39 @@ impl Metrics {
     }
 }
 
-const REASONS: [&str; 7] = ["queue", "wait", "resting", "connect", "wrong_database", "superseded", "closed"];
+const REASONS: [&str; 9] = [
+    "queue",
+    "wait",
+    "resting",
+    "connect",
+    "authentication",
+    "silent",
+    "wrong_database",
+    "superseded",
+    "closed",
+];
+
+/// What the pools are like at one moment.
+#[derive(Debug, Default)]
+pub struct PoolGauges {
+    /// Slug, idle, leased.
+    pub connections: Vec<(String, usize, usize)>,
+    /// Server, its limit, places taken, requests that wait.
+    pub servers: Vec<(String, usize, usize, usize)>,
+    /// Breakers that are not closed: of tenants, half open and open; of servers, the same.
+    breakers: HashMap<(&'static str, &'static str), i64>,
+}
+
+impl PoolGauges {
+    /// Counts a breaker.
+    pub fn breaker(&mut self, scope: &'static str, standing: Standing) {
+        let state = match standing {
+            Standing::Closed => "closed",
+            Standing::Open(_) => "open",
+            Standing::HalfOpen(_) => "half_open",
+        };
+        *self.breakers.entry((scope, state)).or_default() += 1;
+    }
+}
+
+const SCOPES: [&str; 2] = ["server", "tenant"];

@@ -1,16 +1,22 @@
 //! One bounded pool per tenant, one budget per PostgreSQL server.
 //!
-//! * A tenant never has more than `pool.max_per_tenant` connections; all tenants of a server together never more than
-//!   `pool.max_per_server`, counted until the server itself has closed its end.
+//! * A tenant never has more than `pool.max_per_tenant` connections, nor more than seven eighths of what there are; all
+//!   tenants of a server together never more than `pool.max_per_server`, counted until the server itself has closed
+//!   its end. Who gets the next one is in [`budget`].
 //! * When the budget is spent, the idle connection that was used longest ago is given up; leased ones never are.
 //! * A new connection is handed out only after it has proved to be the right database ([`proof`]).
+//! * After failures nobody tries for a while ([`breaker`]): one tenant's trouble is that tenant's alone.
 //! * Pools are keyed by organisation and generation: after a move or a restore the old pool is closed and never
 //!   handed out again. Nothing falls back to another pool.
 
+pub mod breaker;
 pub mod budget;
 pub mod connection;
 pub mod proof;
 pub mod registry;
+pub mod slots;
+
+mod socket;
 
 use gmah_shared::tenant::Generation;
 
@@ -26,8 +32,14 @@ pub enum PoolError {
     #[error("no connection became free in time")]
     Wait,
     /// A connect failed a moment ago.
-    #[error("connecting failed a moment ago")]
-    Resting,
+    #[error("connecting failed a moment ago: {}", .0.as_str())]
+    Resting(breaker::Failure),
+    /// The server accepted neither role nor password; the catalog may know others by now.
+    #[error("role or password are not accepted")]
+    Authentication(#[source] connection::ConnectError),
+    /// A connection that was used before gave no answer in time.
+    #[error("the server gives no answer")]
+    Silent,
     /// Connecting failed.
     #[error("connecting failed")]
     Connect(#[source] connection::ConnectError),

@@ -26,7 +26,7 @@ use crate::config::ApiConfig;
 use crate::control::domains;
 use crate::handlers::Cursors;
 use crate::metrics::Metrics;
-use crate::pool::Registry;
+use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
 use crate::{admin, routes};
 
@@ -92,6 +92,7 @@ pub struct RunningApi {
     pub admin: SocketAddr,
     app: Arc<App>,
     tasks: Tasks,
+    last: Tasks,
 }
 
 impl App {
@@ -138,10 +139,20 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     let tasks = Tasks::new();
     background(&tasks, &app, &store, settings);
     let max = app.config.api.max_connections.get();
+    // Ends last: until then connections may be in use, and nobody else may have their places.
+    let last = Tasks::new();
+    let node = slots::Node {
+        id: uuid::Uuid::now_v7(),
+        address: address.to_string(),
+        heartbeat: *app.config.pool.heartbeat,
+        budget: app.config.pool.max_per_server.get(),
+    };
+    let sharing = slots::run(settings.master.clone(), node, app.pools.clone(), app.pools.short());
+    last.spawn_forever("pool-slots", sharing);
     tasks.spawn("api-listener", serve(listener, routes::router(app.clone()), tasks.clone(), max));
     tasks.spawn("api-admin-listener", serve(admin_listener, admin::router(app.clone()), tasks.clone(), 64));
     tracing::info!(%address, admin = %admin_address, "api serves");
-    Ok(RunningApi { address, admin: admin_address, app, tasks })
+    Ok(RunningApi { address, admin: admin_address, app, tasks, last })
 }
 
 impl RunningApi {
@@ -156,6 +167,7 @@ impl RunningApi {
         let grace = *self.app.config.api.drain_timeout;
         self.tasks.stop(grace).await;
         self.app.pools.close();
+        self.last.stop(grace).await;
         tracing::info!("api stopped");
     }
 }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use gmah_shared::config::HumanDuration;
+
+use crate::harness::fault::{Fault, Proxy};
 use crate::harness::{Dev, eventually, roles};
 
 const HEALS: Duration = Duration::from_secs(15);
@@ -193,4 +196,127 @@ async fn every_session_ended_at_once() {
         let path = format!("/api/v1/members/{id}");
         eventually("there", HEALS, || dev.get_as("paris", &path, &token), |a| a.status == 200).await;
     }
+}
+
+/// Q-10: what networks do between the api and one tenant's database. The tenant is answered 503 in time, the others
+/// notice nothing, and it is served again soon after, without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn q10_between_the_api_and_a_database() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    // Lyon's way to its database leads through the proxy from now on.
+    let settings = dev.settings();
+    let server = std::net::SocketAddr::from(([127, 0, 0, 1], settings.master.port));
+    let proxy = Proxy::start(server).await;
+    let add = format!(
+        "insert into database_servers (name, host, port, admin_user, admin_password)
+         select 'proxied', '127.0.0.1', {}, admin_user, admin_password from database_servers limit 1",
+        proxy.address.port()
+    );
+    dev.execute("gmah_master", &add).await;
+    dev.execute(
+        "gmah_master",
+        "update organizations set server_id = (select id from database_servers where name = 'proxied') where slug = 'lyon'",
+    )
+    .await;
+    let api = roles::api(&dev, |_, c| {
+        c.pool.statement_timeout = HumanDuration::from_secs(1);
+        c.pool.connect_timeout = HumanDuration::from_secs(1);
+        c.pool.wait_timeout = HumanDuration::from_secs(2);
+    })
+    .await;
+    let (router, client) = roles::router(&dev, &[api.address], |_, _| {}).await;
+    let ask = |slug: &'static str| {
+        let (client, host) = (&client, dev.host(slug));
+        let bearer = format!("Bearer {}", if slug == "lyon" { &lyon } else { &paris });
+        async move { client.get(&host, "/api/v1/members", &[("Authorization", &bearer)]).await.status }
+    };
+    let both = || async { (ask("lyon").await, ask("paris").await) };
+    eventually("through the proxy", HEALS, both, |seen| *seen == (200, 200)).await;
+    for fault in [Fault::Latency(Duration::from_millis(20)), Fault::Slice] {
+        proxy.set(fault);
+        assert_eq!(both().await, (200, 200), "{fault:?}");
+    }
+    let opened = || {
+        let metrics = api.app().metrics.clone();
+        move || {
+            metrics
+                .registry
+                .gather()
+                .iter()
+                .filter(|f| f.name() == "gmah_api_breakers_opened_total")
+                .flat_map(|f| f.get_metric().iter().map(|m| m.get_counter().get_value()).collect::<Vec<_>>())
+                .sum::<f64>()
+        }
+    };
+    for fault in [Fault::BlackHole, Fault::Reset] {
+        let opened = opened();
+        let before = opened();
+        proxy.set(fault);
+        for n in 0..6 {
+            let began = std::time::Instant::now();
+            let seen = both().await;
+            assert_eq!(seen.1, 200, "{fault:?}: others are not touched");
+            assert!(began.elapsed() < Duration::from_secs(8), "{fault:?}: within the deadlines");
+            // A connection that was reset is noticed, and replaced in vain.
+            assert!(seen.0 == 503 || n == 0, "{fault:?}: {}", seen.0);
+        }
+        assert!(opened() > before, "{fault:?}: the tenant's breaker opened");
+        assert!(
+            api.app().pools.breaker(super::pools::id(&dev, "paris").await).is_none(),
+            "{fault:?}: and nobody else's"
+        );
+        proxy.set(Fault::None);
+        eventually("lyon is back", Duration::from_secs(5), || ask("lyon"), |s| *s == 200).await;
+    }
+    router.stop().await;
+    api.stop().await;
+}
+
+/// A password that was changed behind the cache: one fresh look, and nobody notices. One that is simply wrong: 503, and
+/// the server's breaker stays out of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn q10_a_password_that_was_changed() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    let api = roles::api(&dev, |s, _| s.catalog.ttl = HumanDuration::from_secs(3600)).await;
+    let (router, client) = roles::router(&dev, &[api.address], |_, _| {}).await;
+    let ask = |slug: &'static str, token: &str| {
+        let (client, host, bearer) = (&client, dev.host(slug), format!("Bearer {token}"));
+        async move { client.get(&host, "/api/v1/members", &[("Authorization", &bearer)]).await.status }
+    };
+    assert_eq!(ask("paris", &paris).await, 200);
+    let id = super::pools::id(&dev, "paris").await;
+    let settings = dev.settings();
+    let kick = "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'gmah_org_paris'";
+    let change = |password: &'static str| {
+        let sealed = settings
+            .master_key
+            .seal(&format!("organizations/{id}/role"), password.as_bytes())
+            .expect("sealed");
+        let dev = &dev;
+        async move {
+            dev.execute("postgres", &format!("alter role gmah_org_paris password '{password}'")).await;
+            sealed
+        }
+    };
+    // Nobody is told: as if the notice was lost.
+    let sealed = change("another-password").await;
+    let master = dev.superuser("gmah_master").await;
+    master.batch_execute("set session_replication_role = replica").await.expect("without triggers");
+    let update = "update organizations set role_password = $1, revision = nextval('catalog_revision') where slug = 'paris'";
+    master.execute(update, &[&sealed]).await.expect("changed");
+    dev.execute("postgres", kick).await;
+    eventually("with the new one", HEALS, || ask("paris", &paris), |s| *s == 200).await;
+    // Changed on the server only.
+    change("a-third-password").await;
+    dev.execute("postgres", kick).await;
+    for _ in 0..20 {
+        assert_eq!(ask("paris", &paris).await, 503);
+        assert_eq!(ask("lyon", &lyon).await, 200, "the server is well");
+    }
+    change("another-password").await;
+    eventually("back", Duration::from_secs(5), || ask("paris", &paris), |s| *s == 200).await;
+    router.stop().await;
+    api.stop().await;
 }

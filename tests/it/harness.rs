@@ -3,6 +3,7 @@
 pub(crate) mod acme;
 pub(crate) mod dev;
 pub(crate) mod dns;
+pub(crate) mod fault;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod redis;

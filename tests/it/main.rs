@@ -23,6 +23,7 @@ mod isolation;
 mod limits;
 mod members;
 mod metrics;
+mod nodes;
 mod pools;
 mod provision;
 mod sql;

@@ -12,7 +12,7 @@ use gmah_shared::tenant::TenantId;
 
 use crate::harness::{Dev, eventually, roles};
 
-async fn id(dev: &Dev, slug: &str) -> TenantId {
+pub(crate) async fn id(dev: &Dev, slug: &str) -> TenantId {
     let text = dev.get(slug, "/api/v1/tenant").await.json()["id"].as_str().expect("id").to_owned();
     TenantId::parse(&text).expect("id")
 }
@@ -23,7 +23,7 @@ async fn lease(api: &RunningApi, id: TenantId) -> Result<gmah_api::pool::Lease, 
     app.pools.lease(&row.0).await
 }
 
-const BACKENDS: &str =
+pub(crate) const BACKENDS: &str =
     "select count(*) from pg_stat_activity where application_name = 'gmah api' and datname like 'gmah_org_%'";
 
 /// Many tenants on a budget smaller than their number, at once: the server never sees more connections than the
@@ -205,11 +205,11 @@ async fn q09_idle_connections_and_pools_end() {
     for id in ids {
         drop(lease(&api, id).await.expect("lease"));
     }
-    assert_eq!(api.app().pools.connections().len(), 2);
+    assert_eq!(api.app().pools.gauges().connections.len(), 2);
     eventually(
         "reaped",
         Duration::from_secs(5),
-        || async { (api.app().pools.connections().len(), dev.value("postgres", BACKENDS).await) },
+        || async { (api.app().pools.gauges().connections.len(), dev.value("postgres", BACKENDS).await) },
         |(pools, backends)| *pools == 0 && backends == "0",
     )
     .await;

@@ -18,7 +18,7 @@ async fn every_statement_prepares() {
     let listed = gmah_api::repo::STATEMENTS.iter().filter(|(_, sql)| sql.contains('\n')).count();
     assert_eq!(files, listed, "a statement file that no list names");
     let master = dev.superuser("gmah_master").await;
-    for (name, sql) in store::STATEMENTS {
+    for (name, sql) in store::STATEMENTS.iter().chain(gmah_api::pool::slots::STATEMENTS) {
         master.prepare(sql).await.unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }

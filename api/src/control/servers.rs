@@ -130,6 +130,16 @@ impl Control {
         Ok(())
     }
 
+    /// Forgets every api node and what it may have. For whoever has just started the servers, on which no node can have
+    /// a connection; one that runs all the same says so again within a heartbeat.
+    ///
+    /// # Errors
+    /// [`ControlError`] when the master is away.
+    pub async fn forget_nodes(&self) -> Result<(), ControlError> {
+        self.master.execute("delete from nodes where role = 'api'", &[]).await.during("forgetting nodes")?;
+        Ok(())
+    }
+
     /// Every server, by name.
     ///
     /// # Errors

@@ -1,206 +1,294 @@
-//! How many connections one PostgreSQL server gets from this process.
+//! Who of a PostgreSQL server's tenants gets the next connection.
+//!
+//! A [`Budget`] knows every connection of this process to one server: idle, on loan, being opened, being closed. A
+//! place counts from before the first packet until the server has closed its end, so the server never sees more
+//! than the limit. What is free goes to whoever holds least; a connection that comes back goes to its own tenant's
+//! next request, unless another tenant holds clearly less:
+//!
+//! * an idle connection is given up for anybody who waits, the longest unused first;
+//! * a busy tenant gives one up to a tenant that holds two less, or, once it has served `TURN` requests in a row, to
+//!   one that holds none and waits longer than its own next request;
+//! * a connection that is on loan is never taken.
+//!
+//! The decisions are in `state`; here is what has to happen outside of the lock.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+mod state;
 
-use gmah_shared::tenant::TenantId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// A pool that may have idle connections to give up.
-pub trait GivesUp: Send + Sync {
-    /// When it was last used, in any unit that grows.
-    fn last_used(&self) -> u64;
-    /// Closes one idle connection; says whether there was one.
-    fn give_up_one(&self) -> bool;
+use tokio::sync::{Notify, oneshot};
+
+use state::{Idle, State, Ticket, Waiter};
+
+/// Requests in a row after which a connection may go to a tenant that has none.
+const TURN: u32 = 8;
+
+/// A tenant's pool within a budget. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(u64);
+
+impl PoolId {
+    /// Tells it from all others of its budget.
+    pub fn number(self) -> u64 {
+        self.0
+    }
 }
 
-/// The budget of one server.
-pub struct Budget {
-    slots: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    /// Connections that are being closed for those who wait.
-    closing: AtomicUsize,
-    /// Pools that hold connections, and how many. At most as many entries as slots.
-    holders: Mutex<HashMap<TenantId, Holder>>,
+/// What a budget wants to know of a connection.
+pub trait Usable: Send + 'static {
+    /// Whether it can be lent again.
+    fn is_alive(&self) -> bool;
 }
 
-struct Holder {
-    pool: Weak<dyn GivesUp>,
-    connections: usize,
+/// Why there was nothing to lend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoTurn {
+    /// Too many wait in this pool already.
+    Full,
+    /// The pool was closed.
+    Closed,
+    /// Its turn did not come in time.
+    Late,
 }
 
-/// One connection's place. Given back when dropped, which the connection does after the server closed its end.
-pub struct Slot {
-    closing: Closing,
-    budget: Arc<Budget>,
-    tenant: TenantId,
-    _permit: OwnedSemaphorePermit,
+/// The connections of one server.
+pub struct Budget<C: Usable> {
+    state: Mutex<State<C>>,
+    /// Told when somebody has to wait for a place.
+    short: Arc<Notify>,
 }
 
-/// Marks a connection that is closed so that somebody else can have its place.
+/// What a request gets when its turn comes.
+pub enum Turn<C: Usable> {
+    /// A connection that was used before.
+    Reuse(Held<C>),
+    /// A place to open one in.
+    Open(Slot<C>),
+}
+
+/// A connection on loan. Dropped, it goes to whoever is next.
+pub struct Held<C: Usable> {
+    budget: Arc<Budget<C>>,
+    pool: PoolId,
+    idle: Option<Idle<C>>,
+}
+
+/// A connection's place. Free when dropped, which must not be before the server has closed its end.
+pub struct Slot<C: Usable> {
+    budget: Arc<Budget<C>>,
+    pool: PoolId,
+    mark: Mark,
+}
+
+/// Says of a connection that its place is on its way to somebody.
 #[derive(Clone, Default)]
-pub struct Closing(Arc<AtomicBool>);
+struct Mark(Arc<AtomicBool>);
 
-impl Slot {
-    /// The mark of this slot's connection.
-    pub fn closing(&self) -> Closing {
-        self.closing.clone()
+impl Mark {
+    fn is_leaving(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Marks it; true the first time.
+    fn leave(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
-impl Budget {
-    /// A budget of `max` connections.
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            slots: Arc::new(Semaphore::new(max)),
-            waiting: AtomicUsize::new(0),
-            closing: AtomicUsize::new(0),
-            holders: Mutex::default(),
-        })
+/// Connections of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// All of them, those that are being opened or closed as well.
+    pub all: usize,
+    /// Those that nobody uses.
+    pub idle: usize,
+}
+
+impl<C: Usable> Budget<C> {
+    /// A budget of `limit` connections. `short` is told when somebody has to wait for a place.
+    pub fn new(limit: usize, short: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::new(limit)), short })
     }
 
-    /// A slot for a tenant's pool, giving up somebody's idle connection if need be. Nothing after `patience`.
-    pub async fn acquire(
-        self: &Arc<Self>,
-        tenant: TenantId,
-        pool: Weak<dyn GivesUp>,
-        patience: Duration,
-    ) -> Option<Slot> {
-        let permit = match self.slots.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let _waiting = Waiting::enter(&self.waiting);
-                self.give_up_least_recently_used(tenant);
-                tokio::time::timeout(patience, self.slots.clone().acquire_owned()).await.ok()?.ok()?
-            }
+    /// A new pool, of at most `max` connections and `max_waiting` requests that wait for one.
+    pub fn open_pool(&self, max: usize, max_waiting: usize) -> PoolId {
+        self.state().open_pool(max, max_waiting)
+    }
+
+    /// Closes a pool: nobody gets a connection of it any more, and those on loan are closed when they come back.
+    pub fn close_pool(self: &Arc<Self>, pool: PoolId) {
+        let closed = self.state().close_pool(pool);
+        drop(closed);
+        self.settle();
+    }
+
+    /// Another limit. With more connections than that, those that come back are closed.
+    pub fn set_limit(self: &Arc<Self>, limit: usize) {
+        let surplus = self.state().set_limit(limit);
+        drop(surplus);
+        self.settle();
+    }
+
+    /// A turn in that pool, within `patience`.
+    ///
+    /// # Errors
+    /// [`NoTurn`].
+    pub async fn turn(self: &Arc<Self>, pool: PoolId, patience: Duration) -> Result<Turn<C>, NoTurn> {
+        let mut gone = Vec::new();
+        let ticket = self.state().ask(pool, &mut gone);
+        drop(gone);
+        let (number, turn) = match ticket? {
+            Ticket::Granted(grant) => return Ok(self.hand(pool, grant)),
+            Ticket::Wait(number, turn) => (number, turn),
         };
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        let holder = holders.entry(tenant).or_insert(Holder { pool: pool.clone(), connections: 0 });
-        holder.pool = pool;
-        holder.connections += 1;
-        Some(Slot { closing: Closing::default(), budget: self.clone(), tenant, _permit: permit })
-    }
-
-    /// Whether a returned connection is to be closed rather than kept idle: more wait than places are on their way. The
-    /// caller then closes the connection of that mark.
-    pub fn claim(&self, closing: &Closing) -> bool {
-        let owed = |n: usize| (n < self.waiting.load(Ordering::Acquire)).then_some(n + 1);
-        let claimed = self.closing.fetch_update(Ordering::AcqRel, Ordering::Acquire, owed).is_ok();
-        if claimed {
-            closing.0.store(true, Ordering::Release);
+        self.short.notify_one();
+        let mut waiting = Waiting { budget: self, pool, number: Some(number) };
+        let granted = tokio::time::timeout(patience, turn).await;
+        match granted {
+            Ok(Ok(turn)) => {
+                waiting.number = None;
+                Ok(turn)
+            }
+            Ok(Err(_)) => Err(NoTurn::Closed),
+            Err(_) => Err(NoTurn::Late),
         }
-        claimed
     }
 
-    /// Whether somebody waits for whom no place is on its way.
-    pub fn is_wanted(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > self.closing.load(Ordering::Acquire)
+    /// Takes idle connections out that are older than `lifetime`, unused for `idle`, or dead.
+    pub fn reap(self: &Arc<Self>, idle: Duration, lifetime: Duration) {
+        let old = self.state().reap(Instant::now(), idle, lifetime);
+        drop(old);
+        self.settle();
     }
 
-    /// Free slots.
-    pub fn free(&self) -> usize {
-        self.slots.available_permits()
+    /// Takes all idle connections of a pool out: they are not to be trusted any more.
+    pub fn clear(self: &Arc<Self>, pool: PoolId) {
+        let idle = self.state().clear(pool);
+        drop(idle);
+        self.settle();
     }
 
-    fn give_up_least_recently_used(&self, not: TenantId) {
-        let mut pools: Vec<_> = {
-            let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-            holders.iter().filter(|(id, _)| **id != not).filter_map(|(_, h)| h.pool.upgrade()).collect()
-        };
-        pools.sort_by_cached_key(|p| p.last_used());
-        // Most have none idle; the first that has one gives it up.
-        let _given = pools.iter().any(|p| p.give_up_one());
+    /// Connections of a pool.
+    pub fn count(&self, pool: PoolId) -> Count {
+        self.state().count(pool)
     }
-}
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if self.closing.0.load(Ordering::Acquire) {
-            self.budget.closing.fetch_sub(1, Ordering::AcqRel);
+    /// Connections in all, and those who wait for one.
+    pub fn load(&self) -> (usize, usize) {
+        self.state().load()
+    }
+
+    /// How many connections are in use or waited for.
+    pub fn demand(&self) -> usize {
+        self.state().demand()
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> usize {
+        self.state().limit()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives what is free to those who wait. What nobody takes any more comes back by its drop, outside of the lock.
+    fn settle(self: &Arc<Self>) {
+        loop {
+            let Some((pool, waiter, mark)) = self.state().next_opening() else { return };
+            let slot = Slot { budget: self.clone(), pool, mark };
+            waiter.give(Turn::Open(slot));
         }
-        let mut holders = self.budget.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = holders.get_mut(&self.tenant) {
-            holder.connections -= 1;
-            if holder.connections == 0 {
-                holders.remove(&self.tenant);
+    }
+
+    fn hand(self: &Arc<Self>, pool: PoolId, grant: state::Grant<C>) -> Turn<C> {
+        match grant {
+            state::Grant::Reuse(idle) => Turn::Reuse(Held { budget: self.clone(), pool, idle: Some(idle) }),
+            state::Grant::Open(mark) => Turn::Open(Slot { budget: self.clone(), pool, mark }),
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, pool: PoolId, idle: Idle<C>) {
+        let back = self.state().give_back(pool, idle);
+        match back {
+            state::Back::Kept => {}
+            state::Back::Closed(idle) => drop(idle),
+            state::Back::Handed(waiter, idle) => {
+                // Whoever has stopped waiting drops it, and it comes here again.
+                waiter.give(Turn::Reuse(Held { budget: self.clone(), pool, idle: Some(idle) }));
             }
         }
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
+impl<C: Usable> Slot<C> {
+    /// The connection that was opened in this place; the slot stays with whatever sees it end.
+    pub fn holds(&self, connection: C) -> Held<C> {
+        let idle = Idle::new(connection, self.mark.clone());
+        Held { budget: self.budget.clone(), pool: self.pool, idle: Some(idle) }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl<C: Usable> Drop for Slot<C> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.budget.state().free(self.pool, &self.mark);
+        self.budget.settle();
     }
 }
+
+impl<C: Usable> Held<C> {
+    /// The connection.
+    pub fn get(&mut self) -> &mut C {
+        &mut self.idle.as_mut().expect("held until dropped").connection
+    }
+
+    /// How old it is.
+    pub fn age(&self) -> Duration {
+        self.idle.as_ref().expect("held until dropped").opened.elapsed()
+    }
+
+    /// Takes the connection out, to be closed.
+    pub fn take(mut self) -> C {
+        let idle = self.idle.take().expect("held until dropped");
+        self.budget.state().leaves(&idle.mark);
+        idle.connection
+    }
+}
+
+impl<C: Usable> Drop for Held<C> {
+    fn drop(&mut self) {
+        if let Some(idle) = self.idle.take() {
+            self.budget.give_back(self.pool, idle);
+        }
+    }
+}
+
+/// Leaves the queue when dropped, unless its turn has come.
+struct Waiting<'a, C: Usable> {
+    budget: &'a Budget<C>,
+    pool: PoolId,
+    number: Option<u64>,
+}
+
+impl<C: Usable> Drop for Waiting<'_, C> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.budget.state().leave_queue(self.pool, number);
+        }
+    }
+}
+
+impl<C: Usable> Waiter<C> {
+    /// Hands over a turn. One that nobody waits for any more is dropped here, which gives it on.
+    fn give(self, turn: Turn<C>) {
+        let _unwanted: Result<(), Turn<C>> = self.turn.send(turn);
+    }
+}
+
+type TurnSender<C> = oneshot::Sender<Turn<C>>;
+type TurnReceiver<C> = oneshot::Receiver<Turn<C>>;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Pool {
-        used: u64,
-        idle: Mutex<Vec<Slot>>,
-    }
-
-    impl GivesUp for Pool {
-        fn last_used(&self) -> u64 {
-            self.used
-        }
-
-        fn give_up_one(&self) -> bool {
-            self.idle.lock().expect("lock").pop().is_some()
-        }
-    }
-
-    #[tokio::test]
-    async fn the_longest_unused_gives_up_first_and_leased_ones_never() {
-        let budget = Budget::new(2);
-        let long = Duration::from_secs(5);
-        let (a, b, c) = (TenantId::generate(), TenantId::generate(), TenantId::generate());
-        let pools: Vec<Arc<Pool>> =
-            [2, 1, 3].map(|used| Arc::new(Pool { used, idle: Mutex::default() })).into();
-        let weak = |n: usize| Arc::downgrade(&pools[n]) as Weak<dyn GivesUp>;
-        let slot_a = budget.acquire(a, weak(0), long).await.expect("slot");
-        let slot_b = budget.acquire(b, weak(1), long).await.expect("slot");
-        assert!(budget.acquire(c, weak(2), Duration::from_millis(20)).await.is_none(), "both leased");
-        pools[0].idle.lock().expect("lock").push(slot_a);
-        pools[1].idle.lock().expect("lock").push(slot_b);
-        let slot_c = budget.acquire(c, weak(2), long).await.expect("slot");
-        assert_eq!(pools[0].idle.lock().expect("lock").len(), 1, "used later");
-        assert_eq!(pools[1].idle.lock().expect("lock").len(), 0, "given up");
-        assert_eq!(budget.free(), 0);
-        drop(slot_c);
-        assert_eq!(budget.free(), 1);
-    }
-
-    #[tokio::test]
-    async fn those_who_wait_are_seen() {
-        let budget = Budget::new(1);
-        let id = TenantId::generate();
-        let none = || Weak::<Pool>::new() as Weak<dyn GivesUp>;
-        let slot = budget.acquire(id, none(), Duration::ZERO).await.expect("slot");
-        assert!(!budget.is_wanted());
-        let waits = gmah_shared::tasks::detach("waits", {
-            let budget = budget.clone();
-            async move { budget.acquire(TenantId::generate(), none(), Duration::from_secs(5)).await.is_some() }
-        });
-        while !budget.is_wanted() {
-            tokio::task::yield_now().await;
-        }
-        drop(slot);
-        assert!(waits.await.expect("joined"));
-        assert!(!budget.is_wanted());
-    }
-}
+mod tests;

@@ -1,31 +1,26 @@
 //! One connection to a tenant's database: made, proved, cleaned between uses, and closed so that the budget knows.
 
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
 use gmah_shared::tasks;
 use secrecy::ExposeSecret as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
-use super::budget::{Budget, Closing, GivesUp, Slot};
+use super::breaker::Failure;
+use super::budget::{Held, Slot, Usable};
 use super::proof::{self, ProofError};
+use super::socket::{LINGER, Lingering, Socket};
 use crate::config::Pool as PoolConfig;
 
 /// Why there is no new connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No slot in the server's budget within the deadline.
-    #[error("the server's budget is spent")]
-    Budget,
     /// The socket.
     #[error("cannot reach the server")]
     Io(#[from] io::Error),
@@ -40,19 +35,38 @@ pub enum ConnectError {
     Timeout,
 }
 
-/// Makes and cleans the connections of one tenant's pool.
-pub struct Manager {
-    pub(super) detail: TenantDetail,
-    pub(super) budget: Arc<Budget>,
-    pub(super) config: Arc<PoolConfig>,
-    pub(super) owner: Weak<dyn GivesUp>,
+impl ConnectError {
+    /// Whose fault it is, as far as one can tell (PostgreSQL, appendix A).
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Io(_) => Failure::Unreachable,
+            Self::Timeout => Failure::Silent,
+            Self::Postgres(e) | Self::Proof(ProofError::Query(e)) => match e.code() {
+                None => Failure::Unreachable,
+                Some(code) if *code == SqlState::INVALID_CATALOG_NAME => Failure::Closed,
+                // A database that allows no connections.
+                Some(code) if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => Failure::Closed,
+                Some(code) if code.code().starts_with("28") => Failure::Authentication,
+                Some(code) if ["08", "53", "57", "58"].iter().any(|c| code.code().starts_with(c)) => {
+                    Failure::Busy
+                }
+                Some(_) => Failure::Refused,
+            },
+            Self::Proof(_) => Failure::WrongDatabase,
+        }
+    }
 }
 
 /// A proved connection. Dropping it says goodbye to the server; its slot is free once the server has left too.
 pub struct Connection {
     pub(super) client: ClientWrapper,
-    pub(super) closing: Closing,
     _alive: oneshot::Sender<std::convert::Infallible>,
+}
+
+impl Usable for Connection {
+    fn is_alive(&self) -> bool {
+        !self.client.is_closed()
+    }
 }
 
 /// `ROLLBACK` first: the rest would fail in a broken transaction and hide in an open one. Prepared statements stay,
@@ -60,50 +74,68 @@ pub struct Connection {
 const CLEAN: &str = "rollback; set session authorization default; reset all; close all; unlisten *; \
                      select pg_advisory_unlock_all(); discard temp; discard sequences";
 
-impl managed::Manager for Manager {
-    type Type = Connection;
-    type Error = ConnectError;
+/// Statements that a connection keeps prepared. Only texts of this program are prepared, so this is never reached;
+/// it is here so that it stays so.
+const MAX_STATEMENTS: usize = 512;
 
-    async fn create(&self) -> Result<Connection, ConnectError> {
-        let patience = *self.config.wait_timeout;
-        let slot = self
-            .budget
-            .acquire(self.detail.tenant.id, self.owner.clone(), patience)
-            .await
-            .ok_or(ConnectError::Budget)?;
-        // On its own: if the request goes away meanwhile, the connection is closed in good order and its slot counts
-        // until then.
-        let (tx, rx) = oneshot::channel();
-        let (detail, config) = (self.detail.clone(), self.config.clone());
-        tasks::detach("tenant-connect", async move {
-            let slot = Arc::new(slot);
-            let made =
-                tokio::time::timeout(*config.connect_timeout, open(&detail, &config, slot.clone())).await;
-            let timed_out = made.is_err();
-            let _ = tx.send(made.unwrap_or(Err(ConnectError::Timeout)));
-            if timed_out {
-                // The server may still be working on the attempt that was given up.
-                tokio::time::sleep(LINGER).await;
-            }
-            drop(slot);
-        });
-        rx.await.unwrap_or(Err(ConnectError::Timeout))
-    }
-
-    async fn recycle(&self, conn: &mut Connection, metrics: &Metrics) -> RecycleResult<ConnectError> {
-        if conn.client.is_closed() || metrics.age() > *self.config.max_lifetime {
-            return Err(RecycleError::message("closed or too old"));
+impl Connection {
+    /// Undoes whatever the last use left behind.
+    ///
+    /// # Errors
+    /// What the driver reports: then the connection is of no use.
+    pub(super) async fn clean(&self) -> Result<(), tokio_postgres::Error> {
+        if self.client.statement_cache.size() > MAX_STATEMENTS {
+            self.client.statement_cache.clear();
         }
-        conn.client.simple_query(CLEAN).await.map_err(|e| RecycleError::Backend(e.into()))?;
-        Ok(())
+        self.client.simple_query(CLEAN).await.map(drop)
     }
+}
+
+/// Opens a connection in that place, on a task of its own: if the request goes away meanwhile, the next one has it.
+/// `ended` hears how it went.
+pub(super) fn open_in(
+    slot: Slot<Connection>,
+    detail: TenantDetail,
+    config: Arc<PoolConfig>,
+    ended: impl FnOnce(&Result<(), ConnectError>) + Send + 'static,
+) -> oneshot::Receiver<Result<Held<Connection>, ConnectError>> {
+    let (tx, rx) = oneshot::channel();
+    tasks::detach("tenant-connect", async move {
+        let slot = Arc::new(slot);
+        let opened =
+            tokio::time::timeout(*config.connect_timeout, open(&detail, &config, slot.clone())).await;
+        let timed_out = opened.is_err();
+        let mut held = None;
+        let outcome = match opened {
+            Ok(Ok(connection)) => {
+                held = Some(slot.holds(connection));
+                Ok(())
+            }
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(ConnectError::Timeout),
+        };
+        ended(&outcome);
+        let answer = match (outcome, held) {
+            (Ok(()), Some(held)) => Ok(held),
+            (Err(e), _) => Err(e),
+            (Ok(()), None) => Err(ConnectError::Timeout),
+        };
+        // What nobody takes any more is dropped here, and goes back to its pool.
+        let _ = tx.send(answer);
+        if timed_out {
+            // The server may still be working on the attempt that was given up.
+            tokio::time::sleep(LINGER).await;
+        }
+        drop(slot);
+    });
+    rx
 }
 
 /// Connects, proves, and leaves a driver behind that holds the slot.
 async fn open(
     detail: &TenantDetail,
     config: &PoolConfig,
-    slot: Arc<Slot>,
+    slot: Arc<Slot<Connection>>,
 ) -> Result<Connection, ConnectError> {
     let p = &detail.placement;
     let mut pg = tokio_postgres::Config::new();
@@ -120,7 +152,6 @@ async fn open(
     let (client, connection) = pg.connect_raw(Lingering::new(socket), NoTls).await?;
     let (alive, gone) = oneshot::channel::<std::convert::Infallible>();
     let last_words = *config.statement_timeout + LINGER;
-    let closing = slot.closing();
     tasks::detach("tenant-connection", async move {
         // Once nobody holds the connection, a server that owes an answer gets the time of one statement.
         let abandoned = async {
@@ -138,7 +169,7 @@ async fn open(
     proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
     // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
     let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
-    Ok(Connection { client, closing, _alive: alive })
+    Ok(Connection { client, _alive: alive })
 }
 
 /// Asks the server to cancel what a connection is doing, then lets the connection go.
@@ -152,117 +183,4 @@ pub(super) async fn cancel_and_close(conn: Connection, host: String, port: u16) 
         tracing::debug!(error = %e, "query of a client that went away was not cancelled");
     }
     drop(conn);
-}
-
-/// How long a server may leave our bytes unacknowledged.
-const SILENCE: Duration = Duration::from_secs(15);
-
-/// TCP or Unix, as the host says.
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Socket {
-    pub(super) async fn connect(host: &str, port: u16) -> io::Result<Self> {
-        if host.starts_with('/') {
-            return Ok(Self::Unix(UnixStream::connect(format!("{host}/.s.PGSQL.{port}")).await?));
-        }
-        let tcp = TcpStream::connect((host, port)).await?;
-        tcp.set_nodelay(true)?;
-        // A server that is gone without a word is noticed, busy or idle.
-        let socket = socket2::SockRef::from(&tcp);
-        socket.set_tcp_user_timeout(Some(SILENCE))?;
-        socket
-            .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 3))?;
-        Ok(Self::Tcp(tcp))
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
-            Self::Unix(s) => Pin::new(s).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_flush(cx),
-            Self::Unix(s) => Pin::new(s).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
-            Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
-        }
-    }
-}
-
-/// A socket whose shutdown is over only when the other side has closed as well: the backend has left
-/// `pg_stat_activity` by then, so a slot that is given back is really free.
-struct Lingering {
-    socket: Socket,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
-}
-
-/// How long a backend may take to leave.
-const LINGER: Duration = Duration::from_secs(5);
-
-impl Lingering {
-    fn new(socket: Socket) -> Self {
-        Self { socket, deadline: None }
-    }
-}
-
-impl AsyncRead for Lingering {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Lingering {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().socket).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.deadline.is_none() {
-            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
-            this.deadline = Some(Box::pin(tokio::time::sleep(LINGER)));
-        }
-        let mut scratch = [0u8; 512];
-        loop {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut this.socket).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => break,
-            }
-        }
-        match this.deadline.as_mut() {
-            Some(deadline) => {
-                ready!(std::future::Future::poll(deadline.as_mut(), cx));
-                Poll::Ready(Ok(()))
-            }
-            None => Poll::Pending,
-        }
-    }
 }

@@ -3,20 +3,21 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use deadpool::managed::{self, Object, PoolConfig as Deadpool, Timeouts};
 use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
 use gmah_shared::tasks;
 use gmah_shared::tenant::{Generation, TenantId};
+use tokio::sync::Notify;
 
 use super::PoolError;
-use super::budget::{Budget, GivesUp};
-use super::connection::{ConnectError, Manager, cancel_and_close};
+use super::breaker::{Breaker, Failure, Standing};
+use super::budget::{Budget, Held, NoTurn, PoolId, Slot, Turn};
+use super::connection::{Connection, cancel_and_close, open_in};
 use crate::config::Pool as PoolConfig;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PoolGauges};
 
 /// All pools of this process. Cheap to clone.
 #[derive(Clone)]
@@ -26,44 +27,34 @@ struct Inner {
     config: Arc<PoolConfig>,
     metrics: Arc<Metrics>,
     pools: Mutex<HashMap<TenantId, Arc<TenantPool>>>,
-    budgets: Mutex<HashMap<Arc<str>, Arc<Budget>>>,
+    servers: Mutex<HashMap<Arc<str>, Arc<Server>>>,
     start: Instant,
+    /// Told when a server is new, or somebody waits for a place on one.
+    short: Arc<Notify>,
+}
+
+/// A PostgreSQL server.
+struct Server {
+    budget: Arc<Budget<Connection>>,
+    breaker: Breaker,
 }
 
 /// The pool of one tenant at one generation.
 struct TenantPool {
+    id: PoolId,
     generation: Generation,
     detail: TenantDetail,
-    pool: managed::Pool<Manager>,
-    budget: Arc<Budget>,
+    server: Arc<Server>,
+    breaker: Breaker,
     /// Milliseconds after the registry's start.
     last_used: AtomicU64,
-    /// Until when no connect is tried, in the same unit.
-    resting_until: AtomicU64,
 }
 
-impl GivesUp for TenantPool {
-    fn last_used(&self) -> u64 {
-        self.last_used.load(Ordering::Relaxed)
-    }
-
-    fn give_up_one(&self) -> bool {
-        let mut given = false;
-        let removed = self.pool.retain(|c, _| {
-            // One, if it is still wanted.
-            let give = !given && self.budget.claim(&c.closing);
-            given |= give;
-            !give
-        });
-        !removed.removed.is_empty()
-    }
-}
-
-/// A connection on loan. Back to its pool when dropped, unless something is still running on it or somebody else
-/// waits for its place.
+/// A connection on loan. Back to its pool when dropped, unless something is still running on it.
 pub struct Lease {
-    object: Option<Object<Manager>>,
+    held: Option<Held<Connection>>,
     pool: Arc<TenantPool>,
+    registry: Registry,
     /// Set while a statement runs: a lease that is dropped then is not reusable.
     busy: bool,
 }
@@ -71,28 +62,29 @@ pub struct Lease {
 impl Lease {
     /// The client, and the mark that something is running on it.
     pub fn parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
-        (&mut self.object.as_mut().expect("held until dropped").client, &mut self.busy)
+        (&mut self.held.as_mut().expect("held until dropped").get().client, &mut self.busy)
+    }
+
+    /// A statement got no answer in time: nothing of this pool is to be trusted.
+    pub(crate) fn went_silent(&mut self) {
+        self.pool.server.budget.clear(self.pool.id);
+        self.registry.note(&self.pool, Failure::Silent);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(object) = self.object.take() else { return };
+        let Some(held) = self.held.take() else { return };
         if self.busy {
-            let connection = Object::take(object);
+            let connection = held.take();
             let p = &self.pool.detail.placement;
             tasks::detach("tenant-cancel", cancel_and_close(connection, p.host.clone(), p.port));
-        } else if self.pool.budget.claim(&object.closing) {
-            drop(Object::take(object));
-        } else {
-            drop(object);
-            // Somebody may have begun to wait in between, and found nothing idle.
-            if self.pool.budget.is_wanted() {
-                self.pool.give_up_one();
-            }
         }
     }
 }
+
+/// Tenants that must fail, one after the other, before nobody asks their server any more.
+const SERVER_PARTIES: usize = 3;
 
 impl Registry {
     /// An empty registry.
@@ -101,9 +93,20 @@ impl Registry {
             config: Arc::new(config),
             metrics,
             pools: Mutex::default(),
-            budgets: Mutex::default(),
+            servers: Mutex::default(),
             start: Instant::now(),
+            short: Arc::default(),
         }))
+    }
+
+    /// Told when a server is new, or somebody waits for a place on one.
+    pub fn short(&self) -> Arc<Notify> {
+        self.0.short.clone()
+    }
+
+    /// The budget of each server. Empty ones until [`super::slots`] has something for them.
+    pub fn budgets(&self) -> Vec<(Arc<str>, Arc<Budget<Connection>>)> {
+        self.servers().iter().map(|(name, server)| (name.clone(), server.budget.clone())).collect()
     }
 
     /// A connection to the tenant's own database, proved, within `pool.wait_timeout`.
@@ -111,47 +114,112 @@ impl Registry {
     /// # Errors
     /// [`PoolError`]; it has been logged and counted.
     pub async fn lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
-        match self.try_lease(detail).await {
+        let leased = match self.try_lease(detail).await {
             // Closed while waiting, because a newer row opened another one: once more, with that.
             Err(PoolError::Closed) => self.try_lease(detail).await,
             other => other,
-        }
+        };
+        leased.inspect_err(|e| self.failed(detail, e))
     }
 
     async fn try_lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
         let pool = self.pool(detail)?;
-        let now = self.0.now_ms();
-        pool.last_used.store(now, Ordering::Relaxed);
-        let status = pool.pool.status();
-        if status.waiting >= self.0.config.max_waiting.get() {
-            return self.failed(detail, PoolError::Queue);
+        pool.last_used.store(self.0.now_ms(), Ordering::Relaxed);
+        let budget = &pool.server.budget;
+        // With nothing to lend, who may not connect need not wait for a place either.
+        if let Some(why) = pool.refuses(Instant::now())
+            && budget.count(pool.id).all == 0
+        {
+            return Err(PoolError::Resting(why));
         }
-        if status.size == 0 && now < pool.resting_until.load(Ordering::Acquire) {
-            return self.failed(detail, PoolError::Resting);
-        }
-        let leased = tokio::time::timeout(*self.0.config.wait_timeout, pool.pool.get()).await;
-        match leased {
-            Ok(Ok(object)) => Ok(Lease { object: Some(object), pool, busy: false }),
-            Ok(Err(managed::PoolError::Backend(e))) => {
-                let error = match e {
-                    ConnectError::Proof(why) if !matches!(why, super::proof::ProofError::Query(_)) => {
-                        self.0.metrics.identity_mismatches.inc();
-                        tracing::error!(tenant.slug = %detail.tenant.slug, error = %why,
-                            "database is not this organisation's: nothing is served from it");
-                        PoolError::WrongDatabase
+        let deadline = Instant::now() + *self.0.config.wait_timeout;
+        loop {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            let turn = budget.turn(pool.id, patience).await.map_err(|e| match e {
+                NoTurn::Full => PoolError::Queue,
+                NoTurn::Closed => PoolError::Closed,
+                NoTurn::Late => PoolError::Wait,
+            })?;
+            match turn {
+                Turn::Open(slot) => return self.open(pool.clone(), slot).await,
+                Turn::Reuse(held) if held.age() > *self.0.config.max_lifetime => drop(held.take()),
+                Turn::Reuse(held) => {
+                    if let Some(lease) = self.reuse(pool.clone(), held).await? {
+                        return Ok(lease);
                     }
-                    ConnectError::Budget => PoolError::Wait,
-                    other => PoolError::Connect(other),
-                };
-                if !matches!(error, PoolError::Wait) {
-                    let pause = self.0.config.retry_after_error.as_millis();
-                    pool.resting_until
-                        .store(self.0.now_ms() + u64::try_from(pause).unwrap_or(0), Ordering::Release);
                 }
-                self.failed(detail, error)
             }
-            Ok(Err(managed::PoolError::Closed)) => self.failed(detail, PoolError::Closed),
-            Ok(Err(_)) | Err(_) => self.failed(detail, PoolError::Wait),
+        }
+    }
+
+    /// Cleans a connection that was used before. None when the server has ended it.
+    async fn reuse(&self, pool: Arc<TenantPool>, held: Held<Connection>) -> Result<Option<Lease>, PoolError> {
+        // Busy until it is clean: a request that goes away meanwhile must not leave it to the next.
+        let mut lease = Lease { held: Some(held), pool, registry: self.clone(), busy: true };
+        let connection = lease.held.as_mut().expect("just put there").get();
+        let cleaned = tokio::time::timeout(*self.0.config.connect_timeout, connection.clean()).await;
+        match cleaned {
+            Ok(Ok(())) => {
+                lease.busy = false;
+                Ok(Some(lease))
+            }
+            Ok(Err(_)) => {
+                // There is nothing to cancel.
+                lease.held.take().map(Held::take);
+                Ok(None)
+            }
+            Err(_) => {
+                lease.went_silent();
+                Err(PoolError::Silent)
+            }
+        }
+    }
+
+    async fn open(&self, pool: Arc<TenantPool>, slot: Slot<Connection>) -> Result<Lease, PoolError> {
+        let now = Instant::now();
+        pool.breaker.admit(now).map_err(PoolError::Resting)?;
+        if let Err(why) = pool.server.breaker.admit(now) {
+            pool.breaker.gave_up(now);
+            return Err(PoolError::Resting(why));
+        }
+        let (this, owner) = (self.clone(), pool.clone());
+        let opened =
+            open_in(slot, pool.detail.clone(), self.0.config.clone(), move |outcome| match outcome {
+                Ok(()) => {
+                    owner.breaker.succeeded();
+                    owner.server.breaker.succeeded();
+                }
+                Err(e) => this.note(&owner, e.failure()),
+            });
+        match opened.await {
+            Ok(Ok(held)) => Ok(Lease { held: Some(held), pool, registry: self.clone(), busy: false }),
+            Ok(Err(e)) => match e.failure() {
+                Failure::WrongDatabase => {
+                    self.0.metrics.identity_mismatches.inc();
+                    tracing::error!(tenant.slug = %pool.detail.tenant.slug, error = %e,
+                        "database is not this organisation's: nothing is served from it");
+                    Err(PoolError::WrongDatabase)
+                }
+                Failure::Authentication => Err(PoolError::Authentication(e)),
+                _ => Err(PoolError::Connect(e)),
+            },
+            Err(_) => Err(PoolError::Closed),
+        }
+    }
+
+    /// Tells the breakers of a failure.
+    fn note(&self, pool: &TenantPool, why: Failure) {
+        let (now, party) = (Instant::now(), pool.id.number());
+        if pool.breaker.failed(now, party, why) {
+            self.0.metrics.breaker_opened("tenant", why);
+            tracing::warn!(tenant.slug = %pool.detail.tenant.slug, reason = why.as_str(), "tenant's breaker opens");
+        }
+        let server = &pool.server;
+        if !why.is_servers() {
+            server.breaker.succeeded();
+        } else if server.breaker.failed(now, party, why) {
+            self.0.metrics.breaker_opened("server", why);
+            tracing::error!(server = %pool.detail.placement.server, reason = why.as_str(), "server's breaker opens");
         }
     }
 
@@ -164,52 +232,70 @@ impl Registry {
         }
     }
 
-    /// Connections by tenant: idle and leased.
-    pub fn connections(&self) -> Vec<(String, usize, usize)> {
-        let pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        pools
-            .values()
-            .map(|p| {
-                let s = p.pool.status();
-                let idle = s.available.min(s.size);
-                (p.detail.tenant.slug.to_string(), idle, s.size - idle)
-            })
-            .collect()
+    /// What the metrics show of the pools.
+    pub fn gauges(&self) -> PoolGauges {
+        let mut gauges = PoolGauges::default();
+        for pool in self.pools().values() {
+            let count = pool.server.budget.count(pool.id);
+            gauges.connections.push((
+                pool.detail.tenant.slug.to_string(),
+                count.idle,
+                count.all - count.idle.min(count.all),
+            ));
+            gauges.breaker("tenant", pool.breaker.standing());
+        }
+        for (name, server) in self.servers().iter() {
+            let (used, waiting) = server.budget.load();
+            gauges.servers.push((name.to_string(), server.budget.limit(), used, waiting));
+            gauges.breaker("server", server.breaker.standing());
+        }
+        gauges
+    }
+
+    /// Why the breaker of a tenant's pool, or of its server, is not closed.
+    pub fn breaker(&self, tenant: TenantId) -> Option<Failure> {
+        let pool = self.pools().get(&tenant)?.clone();
+        match (pool.breaker.standing(), pool.server.breaker.standing()) {
+            (Standing::Open(why) | Standing::HalfOpen(why), _)
+            | (_, Standing::Open(why) | Standing::HalfOpen(why)) => Some(why),
+            (Standing::Closed, Standing::Closed) => None,
+        }
     }
 
     /// Closes every pool.
     pub fn close(&self) {
-        for (_, pool) in self.0.pools.lock().unwrap_or_else(PoisonError::into_inner).drain() {
-            pool.pool.close();
+        let all: Vec<_> = self.pools().drain().map(|(_, pool)| pool).collect();
+        for pool in all {
+            pool.server.budget.close_pool(pool.id);
         }
     }
 
     fn reap_once(&self) {
         let idle = *self.0.config.idle_timeout;
+        for server in self.servers().values() {
+            server.budget.reap(idle, *self.0.config.max_lifetime);
+        }
         let now = self.0.now_ms();
-        let all: Vec<_> = {
-            let pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
-            pools.iter().map(|(id, p)| (*id, p.clone())).collect()
-        };
-        for (id, pool) in all {
-            let lifetime = *self.0.config.max_lifetime;
-            drop(
-                pool.pool.retain(|c, m| !c.client.is_closed() && m.last_used() < idle && m.age() < lifetime),
-            );
+        let mut closed = Vec::new();
+        self.pools().retain(|_, pool| {
             let unused = now.saturating_sub(pool.last_used.load(Ordering::Relaxed));
-            if pool.pool.status().size == 0 && u128::from(unused) > idle.as_millis() {
-                let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
-                // Only if nobody came for it meanwhile: here, in `all`, and in the map.
-                if pools.get(&id).is_some_and(|p| Arc::ptr_eq(p, &pool) && Arc::strong_count(p) == 2) {
-                    pools.remove(&id);
-                }
+            // Nobody has come for it meanwhile: the map's is the only one.
+            let ends = u128::from(unused) > idle.as_millis()
+                && Arc::strong_count(pool) == 1
+                && pool.server.budget.count(pool.id).all == 0;
+            if ends {
+                closed.push(pool.clone());
             }
+            !ends
+        });
+        for pool in closed {
+            pool.server.budget.close_pool(pool.id);
         }
     }
 
     fn pool(&self, detail: &TenantDetail) -> Result<Arc<TenantPool>, PoolError> {
         let generation = detail.tenant.generation;
-        let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.pools();
         if let Some(held) = pools.get(&detail.tenant.id) {
             if held.generation > generation {
                 return Err(PoolError::Superseded(held.generation));
@@ -220,62 +306,68 @@ impl Registry {
             if held.generation == generation && is_current {
                 return Ok(held.clone());
             }
-            held.pool.close();
         }
-        let budget = self.budget(&detail.placement.server);
-        let config = self.0.config.clone();
-        let opened = Arc::new_cyclic(|me: &Weak<TenantPool>| {
-            let manager = Manager {
-                detail: detail.clone(),
-                budget: budget.clone(),
-                config: config.clone(),
-                owner: me.clone(),
-            };
-            let timeouts = Timeouts {
-                wait: Some(*config.wait_timeout),
-                create: Some(*config.wait_timeout + *config.connect_timeout),
-                recycle: Some(*config.connect_timeout),
-            };
-            TenantPool {
-                generation,
-                detail: detail.clone(),
-                pool: managed::Pool::builder(manager)
-                    .config(Deadpool {
-                        max_size: config.max_per_tenant.get(),
-                        timeouts,
-                        queue_mode: managed::QueueMode::Lifo,
-                    })
-                    .runtime(deadpool::Runtime::Tokio1)
-                    .build()
-                    .expect("a runtime is given, which is all that building asks for"),
-                budget,
-                last_used: AtomicU64::new(self.0.now_ms()),
-                resting_until: AtomicU64::new(0),
-            }
+        let config = &self.0.config;
+        let server = self.server(&detail.placement.server);
+        let opened = Arc::new(TenantPool {
+            id: server.budget.open_pool(config.max_per_tenant.get(), config.max_waiting.get()),
+            generation,
+            detail: detail.clone(),
+            server,
+            breaker: Breaker::new(1, *config.retry_after_error, *config.max_retry_after_error),
+            last_used: AtomicU64::new(self.0.now_ms()),
         });
-        pools.insert(detail.tenant.id, opened.clone());
+        let before = pools.insert(detail.tenant.id, opened.clone());
+        drop(pools);
+        if let Some(before) = before {
+            before.server.budget.close_pool(before.id);
+        }
         Ok(opened)
     }
 
-    fn budget(&self, server: &Arc<str>) -> Arc<Budget> {
-        let mut budgets = self.0.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        budgets
-            .entry(server.clone())
-            .or_insert_with(|| Budget::new(self.0.config.max_per_server.get()))
+    fn server(&self, name: &Arc<str>) -> Arc<Server> {
+        let config = &self.0.config;
+        self.servers()
+            .entry(name.clone())
+            .or_insert_with(|| {
+                self.0.short.notify_one();
+                Arc::new(Server {
+                    budget: Budget::new(0, self.0.short.clone()),
+                    breaker: Breaker::new(
+                        SERVER_PARTIES,
+                        *config.retry_after_error,
+                        *config.max_retry_after_error,
+                    ),
+                })
+            })
             .clone()
     }
 
-    fn failed(&self, detail: &TenantDetail, error: PoolError) -> Result<Lease, PoolError> {
-        self.0.metrics.pool_failures(&error);
-        match &error {
-            PoolError::Connect(cause) => {
+    fn failed(&self, detail: &TenantDetail, error: &PoolError) {
+        self.0.metrics.pool_failures(error);
+        match error {
+            PoolError::Connect(cause) | PoolError::Authentication(cause) => {
                 let causes: &dyn std::error::Error = cause;
                 let why = causes.source().map_or_else(String::new, ToString::to_string);
                 tracing::warn!(tenant.slug = %detail.tenant.slug, error = %cause, why, "no tenant database");
             }
             _ => tracing::debug!(tenant.slug = %detail.tenant.slug, error = %error, "no connection"),
         }
-        Err(error)
+    }
+
+    fn pools(&self) -> MutexGuard<'_, HashMap<TenantId, Arc<TenantPool>>> {
+        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn servers(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Server>>> {
+        self.0.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TenantPool {
+    /// Why nobody may connect right now.
+    fn refuses(&self, now: Instant) -> Option<Failure> {
+        self.breaker.refuses(now).or_else(|| self.server.breaker.refuses(now))
     }
 }
 
