@@ -186,6 +186,8 @@ async fn prepare(
             name: "local".into(),
             host: cluster.host().into(),
             port: cluster.port(),
+            tls: false,
+            tls_ca: None,
             admin_user: cluster::SUPERUSER.into(),
             admin_password: Some(cluster.password().clone()),
             max_databases: 10_000,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::pg::{Hosts, Transport};
 use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
@@ -71,10 +72,10 @@ pub struct TenantDetail {
 pub struct Placement {
     /// PostgreSQL server, by its name in the master.
     pub server: Arc<str>,
-    /// Host of that server.
-    pub host: String,
-    /// Port of that server.
-    pub port: u16,
+    /// Hosts of that server.
+    pub hosts: Hosts,
+    /// How the way there is protected.
+    pub transport: Transport,
     /// Database.
     pub database: String,
     /// Role that the api connects as.
@@ -89,8 +90,8 @@ impl Placement {
     /// Whether two placements are one and the same database, entered in the same way.
     pub fn is_same(&self, other: &Self) -> bool {
         use secrecy::ExposeSecret as _;
-        (&self.server, &self.host, self.port, &self.database, &self.role, self.number)
-            == (&other.server, &other.host, other.port, &other.database, &other.role, other.number)
+        (&self.server, &self.hosts, &self.transport, &self.database, &self.role, self.number)
+            == (&other.server, &other.hosts, &other.transport, &other.database, &other.role, other.number)
             && self.password.expose_secret() == other.password.expose_secret()
     }
 }

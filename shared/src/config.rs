@@ -18,6 +18,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::hostname::Hostname;
+use crate::pg::{Hosts, Transport};
 use crate::secret::{MasterKey, SecretError};
 use crate::telemetry::LogFormat;
 use crate::telemetry::traces::TraceSettings;
@@ -83,10 +84,10 @@ impl Default for Log {
 /// How to reach a PostgreSQL database.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    /// Name, address, or the folder of a Unix socket (beginning with `/`).
-    pub host: String,
-    /// Port.
-    pub port: u16,
+    /// Names, addresses, or the folder of a Unix socket (beginning with `/`), and their ports.
+    pub hosts: Hosts,
+    /// Plain, or TLS that is verified.
+    pub transport: Transport,
     /// Role.
     pub user: String,
     /// Password, if the server asks for one.
@@ -169,6 +170,9 @@ struct RawPostgres {
     host: String,
     #[serde(default = "default_pg_port")]
     port: Within<1, 65535>,
+    #[serde(default = "default_tls")]
+    tls: String,
+    tls_ca_file: Option<PathBuf>,
     user: String,
     password_file: Option<PathBuf>,
     password_env: Option<String>,
@@ -204,6 +208,10 @@ fn default_https_port() -> Within<1, 65535> {
 
 fn default_pg_port() -> Within<1, 65535> {
     Within::new(5432)
+}
+
+fn default_tls() -> String {
+    "disable".into()
 }
 
 fn default_master_connections() -> Within<1, 1000> {
@@ -258,8 +266,9 @@ impl ConfigFile {
             default_modules: raw.default_modules,
             log: raw.log,
             master: Postgres {
-                host: master.host,
-                port: master.port.get() as u16,
+                hosts: Hosts::parse(&master.host, master.port.get() as u16)
+                    .map_err(|e| self.at_key("master.host", &e.to_string()))?,
+                transport: self.transport(&master.tls, master.tls_ca_file.as_deref())?,
                 user: master.user,
                 password: self.secret(
                     master_at,
@@ -276,6 +285,19 @@ impl ConfigFile {
             dns: raw.dns,
             metrics_max_tenants: raw.metrics.max_tenants.get(),
         })
+    }
+
+    /// `[master] tls` and `tls_ca_file`.
+    fn transport(&self, mode: &str, ca_file: Option<&Path>) -> Result<Transport, ConfigError> {
+        let pem = ca_file
+            .map(|file| {
+                let path = self.resolve(file);
+                std::fs::read_to_string(&path)
+                    .map_err(|e| self.at_key("master.tls_ca_file", &format!("{}: {e}", path.display())))
+            })
+            .transpose()?;
+        let key = if pem.is_some() && mode == "verify-full" { "master.tls_ca_file" } else { "master.tls" };
+        Transport::parse(mode, pem.as_deref()).map_err(|e| self.at_key(key, &e))
     }
 
     fn acme(&self, spanned: toml::Spanned<AcmeSettings>) -> Result<AcmeSettings, ConfigError> {
@@ -367,7 +389,7 @@ max_stale = "5m"
         assert_eq!(s.neutral_hosts[0].as_str(), "app.gmah.com");
         assert_eq!(s.platform_host.as_str(), "admin.gmah.com");
         assert_eq!(*s.catalog.max_stale, Duration::from_secs(300));
-        assert_eq!((s.public_https_port, s.master.port), (443, 5432));
+        assert_eq!((s.public_https_port, s.master.hosts.to_string()), (443, "127.0.0.1:5432".into()));
     }
 
     #[test]
@@ -379,6 +401,9 @@ max_stale = "5m"
             ("\"GMAH.com.\"", "\"127.0.0.1\"", "/gmah.toml:2: base_domain: an IP address"),
             ("[catalog]", "[catalogue]", "/gmah.toml:9: catalogue: unknown key"),
             ("\"key\"", "\"nothere\"", "secrets.master_key: /nothere"),
+            ("\"127.0.0.1\"", "\"a,,b\"", "/gmah.toml:4: master.host: a host is missing"),
+            ("user = \"gmah\"", "user = \"gmah\"\ntls = \"require\"", "master.tls: \"require\" is neither"),
+            ("user = \"gmah\"", "user = \"gmah\"\ntls_ca_file = \"nothere\"", "/nothere"),
             ("user = \"gmah\"", "user = 7", "/gmah.toml:5: master.user: invalid type"),
             ("user = \"gmah\"", "user = \"gmah\"\nport = 70000", "master.port"),
             ("user = \"gmah\"", "user = \"gmah\"\npassword_env = \"GMAH_NOT_SET\"", "GMAH_NOT_SET"),

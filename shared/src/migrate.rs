@@ -304,5 +304,10 @@ pub const MASTER: MigrationSet = MigrationSet {
             sql: include_str!("../migrations/master/0005_base_certificate.sql"),
         },
         Migration { version: 6, name: "slots", sql: include_str!("../migrations/master/0006_slots.sql") },
+        Migration {
+            version: 7,
+            name: "transport",
+            sql: include_str!("../migrations/master/0007_transport.sql"),
+        },
     ],
 };

@@ -1,26 +1,48 @@
 //! Connections to PostgreSQL: one way to build them, every wait with a deadline.
 
+mod hosts;
+mod transport;
+
+use std::pin::Pin;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts};
 use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 
 use crate::config::Postgres;
 
-/// Connection parameters as the driver takes them. `application_name` shows in `pg_stat_activity`.
+pub use hosts::{Hosts, HostsError};
+pub use transport::{Transport, Verified};
+
+/// Connection parameters as the driver takes them. `application_name` shows in `pg_stat_activity`. Of several hosts the
+/// one that takes writes is meant.
 pub fn client_config(pg: &Postgres, application_name: &str) -> tokio_postgres::Config {
     let mut c = tokio_postgres::Config::new();
-    c.host(&pg.host)
-        .port(pg.port)
-        .user(&pg.user)
+    let mut hosts = 0;
+    for (host, port) in pg.hosts.iter() {
+        c.host(host).port(port);
+        hosts += 1;
+    }
+    if hosts > 1 {
+        c.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
+    c.user(&pg.user)
         .dbname(&pg.database)
         .application_name(application_name)
-        .connect_timeout(pg.timeout)
+        // One that is silent must leave time for the next.
+        .connect_timeout(pg.timeout / hosts.max(1))
         .keepalives_idle(Duration::from_secs(30))
-        .tcp_user_timeout(Duration::from_secs(15));
+        .tcp_user_timeout(Duration::from_secs(15))
+        .ssl_mode(match pg.transport {
+            Transport::Plain => SslMode::Disable,
+            // Never without it, whatever the server says.
+            Transport::Verified(_) => SslMode::Require,
+        });
     if let Some(password) = &pg.password {
         c.password(password.expose_secret());
     }
@@ -34,8 +56,11 @@ pub fn client_config(pg: &Postgres, application_name: &str) -> tokio_postgres::C
 pub fn pool(pg: &Postgres, application_name: &str) -> Result<Pool, deadpool_postgres::BuildError> {
     let mut config = client_config(pg, application_name);
     config.options(format!("-c statement_timeout={}", pg.timeout.as_millis()));
-    let manager =
-        Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = match &pg.transport {
+        Transport::Plain => Manager::from_config(config, NoTls, recycling),
+        Transport::Verified(tls) => Manager::from_config(config, tls.connector(), recycling),
+    };
     let timeouts = Timeouts { wait: Some(pg.timeout), create: Some(pg.timeout), recycle: Some(pg.timeout) };
     Pool::builder(manager)
         .config(PoolConfig { max_size: pg.max_connections, timeouts, ..PoolConfig::default() })
@@ -69,24 +94,63 @@ impl ConnectError {
 ///
 /// # Errors
 /// What the driver reports, or that `pg.timeout` is over.
-pub async fn connect(pg: &Postgres, application_name: &str) -> Result<tokio_postgres::Client, ConnectError> {
-    let config = client_config(pg, application_name);
-    // The driver's own deadline is for the socket only; a server that accepts and never answers would hold us.
-    let (client, connection) = tokio::time::timeout(pg.timeout, config.connect(NoTls))
-        .await
-        .map_err(|_| ConnectError::Timeout)??;
-    crate::tasks::detach("pg-connection", async move {
-        if let Err(e) = connection.await {
-            tracing::debug!(error = %e, "connection to PostgreSQL ended");
-        }
-    });
+pub async fn connect(pg: &Postgres, application_name: &str) -> Result<Client, ConnectError> {
+    let (client, driver) = open(pg, application_name, None).await?;
+    crate::tasks::detach("pg-connection", driver);
     Ok(client)
+}
+
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Connects within `pg.timeout`: the driver's own deadline is for the socket only, and a server that accepts and never
+/// answers would hold us.
+async fn open(
+    pg: &Postgres,
+    application_name: &str,
+    notices: Option<mpsc::Sender<String>>,
+) -> Result<(Client, Driver), ConnectError> {
+    let config = client_config(pg, application_name);
+    let opening = async {
+        Ok::<_, tokio_postgres::Error>(match &pg.transport {
+            Transport::Plain => {
+                let (client, connection) = config.connect(NoTls).await?;
+                (client, drive(connection, notices))
+            }
+            Transport::Verified(tls) => {
+                let (client, connection) = config.connect(tls.connector()).await?;
+                (client, drive(connection, notices))
+            }
+        })
+    };
+    Ok(tokio::time::timeout(pg.timeout, opening).await.map_err(|_| ConnectError::Timeout)??)
+}
+
+/// What keeps a connection going, until its client is dropped or nobody keeps up with the notices.
+fn drive<S, T>(mut connection: Connection<S, T>, notices: Option<mpsc::Sender<String>>) -> Driver
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    Box::pin(async move {
+        loop {
+            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notification(n))) => {
+                    if notices.as_ref().is_some_and(|tx| tx.try_send(n.payload().to_owned()).is_err()) {
+                        return;
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return tracing::debug!(error = %e, "connection to PostgreSQL ended"),
+                None => return,
+            }
+        }
+    })
 }
 
 /// A direct connection that hears notices (PostgreSQL, chapter "NOTIFY"). It ends when this is dropped.
 pub struct Listening {
     /// For statements.
-    pub client: tokio_postgres::Client,
+    pub client: Client,
     /// Payloads of what is said on the channel. Ends with the connection, and when more than the queue holds are unread:
     /// whoever falls behind starts over.
     pub notices: mpsc::Receiver<String>,
@@ -109,23 +173,9 @@ pub async fn listen(
     channel: &'static str,
     queue: usize,
 ) -> Result<Listening, ConnectError> {
-    let config = client_config(pg, application_name);
-    let connecting = tokio::time::timeout(pg.timeout, config.connect(NoTls));
-    let (client, mut connection) = connecting.await.map_err(|_| ConnectError::Timeout)??;
     let (tx, notices) = mpsc::channel(queue);
-    let driver = crate::tasks::detach("pg-listening", async move {
-        loop {
-            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notification(n))) => {
-                    if tx.try_send(n.payload().to_owned()).is_err() {
-                        return;
-                    }
-                }
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return,
-            }
-        }
-    });
+    let (client, driver) = open(pg, application_name, Some(tx)).await?;
+    let driver = crate::tasks::detach("pg-listening", driver);
     let listening = Listening { client, notices, driver };
     let listen = format!("listen {channel}");
     let begun = listening.client.batch_execute(&listen);

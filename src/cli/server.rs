@@ -21,12 +21,18 @@ pub(crate) struct Add {
     /// Name: a-z, 0-9 and hyphens.
     #[arg(long)]
     name: String,
-    /// Host, or the folder of its Unix socket.
+    /// Host; several of which one takes writes (`db1,db2:5433`); or the folder of its Unix socket.
     #[arg(long)]
     host: String,
-    /// Port.
+    /// Port of hosts without one.
     #[arg(long, default_value_t = 5432)]
     port: u16,
+    /// Speaks TLS, and checks certificate and name.
+    #[arg(long)]
+    tls: bool,
+    /// PEM file with the authorities that TLS trusts. Default: the system's.
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    tls_ca_file: Option<PathBuf>,
     /// Role that may create databases and roles.
     #[arg(long)]
     user: String,
@@ -45,20 +51,19 @@ impl ServerCommand {
         let control = super::control(file).await?;
         match self {
             Self::Add(add) => {
-                let admin_password = match &add.password_file {
-                    Some(path) => {
-                        let text = std::fs::read_to_string(path)
-                            .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
-                        Some(text.trim_end_matches(['\r', '\n']).to_owned().into())
-                    }
-                    None => None,
+                let read = |path: &PathBuf| {
+                    std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
                 };
+                let password = add.password_file.as_ref().map(read).transpose()?;
+                let admin_password = password.map(|p| p.trim_end_matches(['\r', '\n']).to_owned().into());
                 let name = add.name.clone();
                 control
                     .add_server(NewServer {
                         name: add.name,
                         host: add.host,
                         port: add.port,
+                        tls: add.tls,
+                        tls_ca: add.tls_ca_file.as_ref().map(read).transpose()?,
                         admin_user: add.user,
                         admin_password,
                         max_databases: add.max_databases,
@@ -72,8 +77,13 @@ impl ServerCommand {
                     let mut text = String::new();
                     for s in &servers {
                         text.push_str(&format!(
-                            "{:<20} {}:{}  {} of {} organisations\n",
-                            s.name, s.host, s.port, s.organizations, s.max_databases
+                            "{:<20} {}:{}{}  {} of {} organisations\n",
+                            s.name,
+                            s.host,
+                            s.port,
+                            if s.tls == "disable" { "" } else { " (TLS)" },
+                            s.organizations,
+                            s.max_databases
                         ));
                     }
                     text

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use gmah_shared::config::Postgres;
-use gmah_shared::pg;
+use gmah_shared::pg::{self, Hosts, Transport};
 use gmah_shared::secret::random_password;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -278,8 +278,8 @@ impl Cluster {
 
     async fn until_ready(&mut self, dir: &DataDir) -> anyhow::Result<()> {
         let settings = Postgres {
-            host: self.host().into(),
-            port: self.port,
+            hosts: Hosts::parse(self.host(), self.port)?,
+            transport: Transport::Plain,
             user: SUPERUSER.into(),
             password: Some(self.password.clone()),
             database: "postgres".into(),

@@ -205,8 +205,7 @@ async fn q10_between_the_api_and_a_database() {
     let dev = Dev::start().await;
     let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
     // Lyon's way to its database leads through the proxy from now on.
-    let settings = dev.settings();
-    let server = std::net::SocketAddr::from(([127, 0, 0, 1], settings.master.port));
+    let server = std::net::SocketAddr::from(([127, 0, 0, 1], dev.postgres_port()));
     let proxy = Proxy::start(server).await;
     let add = format!(
         "insert into database_servers (name, host, port, admin_user, admin_password)

@@ -31,5 +31,6 @@ mod staple;
 mod tls;
 mod tokens;
 mod traces;
+mod transport;
 mod upgrade;
 mod websockets;

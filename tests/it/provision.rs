@@ -106,8 +106,8 @@ async fn q15_q16_roles_are_walled_in() {
     let lyon = catalog.detail(id).await.expect("row").expect("there").placement;
     let enter = |database: &str| {
         let settings = gmah_shared::config::Postgres {
-            host: lyon.host.clone(),
-            port: lyon.port,
+            hosts: lyon.hosts.clone(),
+            transport: lyon.transport.clone(),
             user: lyon.role.clone(),
             password: Some(lyon.password.clone()),
             database: database.to_owned(),
@@ -122,6 +122,10 @@ async fn q15_q16_roles_are_walled_in() {
         assert_eq!(code, "42501", "{database}");
     }
     let client = enter("gmah_org_lyon").await.expect("its own");
+    let bounds = "select string_agg(setting || unit, ' ' order by name) from pg_settings
+        where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout')";
+    let bounds: String = client.query_one(bounds, &[]).await.expect("settings").get(0);
+    assert_eq!(bounds, "60000ms 15000ms 60000ms", "set for the role, whoever enters with it");
     for sql in [
         "set role gmah_org_paris",
         "set role gmah",

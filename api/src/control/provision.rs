@@ -364,19 +364,25 @@ async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), ControlError> 
     let role = quote_identifier(&r.role);
     // The server gets a verifier and never the password: its log may show statements.
     let verifier = quote_literal(&scram_sha_256(r.role_password.expose_secret().as_bytes()));
+    // For whoever enters with it: the api says its own, shorter ones when it connects.
+    let bounds = format!(
+        "alter role {role} set statement_timeout = '60s';
+         alter role {role} set idle_in_transaction_session_timeout = '60s';
+         alter role {role} set lock_timeout = '15s'"
+    );
     let rights = "login nosuperuser nocreatedb nocreaterole noreplication nobypassrls";
     match found {
         Some(row) if row.get::<_, Option<String>>("mark").as_deref() != Some(&mark) => {
             Err(ControlError::Foreign(format!("a role {} exists and is not this organisation's", r.role)))
         }
         Some(_) => server
-            .batch_execute(&format!("alter role {role} with {rights} password {verifier}"))
+            .batch_execute(&format!("alter role {role} with {rights} password {verifier}; {bounds}"))
             .await
             .during(what),
         None => server
             .batch_execute(&format!(
                 "begin; create role {role} with {rights} password {verifier} in role {TENANT_GROUP};
-                 comment on role {role} is {}; commit",
+                 comment on role {role} is {}; {bounds}; commit",
                 quote_literal(&mark)
             ))
             .await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gmah_shared::config::Postgres;
-use gmah_shared::pg;
+use gmah_shared::pg::{self, Hosts, Transport};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -19,10 +19,12 @@ pub struct Server {
     pub id: Uuid,
     /// Name.
     pub name: String,
-    /// Host, or folder of a Unix socket.
+    /// Hosts, or folder of a Unix socket.
     pub host: String,
-    /// Port.
+    /// Port of hosts without one.
     pub port: u16,
+    /// `disable` or `verify-full`.
+    pub tls: String,
     /// Role that creates databases.
     pub admin_user: String,
     /// Most organisations on it.
@@ -36,10 +38,14 @@ pub struct Server {
 pub struct NewServer {
     /// `[a-z][a-z0-9-]*`
     pub name: String,
-    /// Host, or folder of a Unix socket.
+    /// Host, several of which one takes writes (`db1,db2:5433`), or folder of a Unix socket.
     pub host: String,
-    /// Port.
+    /// Port of hosts without one.
     pub port: u16,
+    /// TLS that is verified, or none.
+    pub tls: bool,
+    /// Authorities that TLS trusts, as PEM; the system's otherwise.
+    pub tls_ca: Option<String>,
     /// Role that may create databases and roles.
     pub admin_user: String,
     /// Its password.
@@ -81,10 +87,18 @@ impl Control {
                 new.name
             )));
         }
-        let access = Access {
-            name: new.name.clone(),
-            pg: postgres(&new.host, new.port, &new.admin_user, new.admin_password.clone()),
-        };
+        if new.tls_ca.is_some() && !new.tls {
+            return Err(ControlError::Usage("authorities are for TLS: --tls as well".into()));
+        }
+        let tls = if new.tls { "verify-full" } else { "disable" };
+        let pg = postgres(
+            &new.host,
+            new.port,
+            (tls, new.tls_ca.as_deref()),
+            &new.admin_user,
+            new.admin_password.clone(),
+        )?;
+        let access = Access { name: new.name.clone(), pg };
         let client = access.connect("postgres").await?;
         let may: bool = client
             .query_one("select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user", &[])
@@ -118,12 +132,23 @@ impl Control {
             .transpose()?;
         self.master
             .execute(
-                "insert into database_servers (name, host, port, admin_user, admin_password, max_databases)
-                 values ($1, $2, $3, $4, $5, $6)
+                "insert into database_servers
+                     (name, host, port, tls, tls_ca, admin_user, admin_password, max_databases)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8)
                  on conflict (name) do update set host = excluded.host, port = excluded.port,
+                     tls = excluded.tls, tls_ca = excluded.tls_ca,
                      admin_user = excluded.admin_user, admin_password = excluded.admin_password,
                      max_databases = excluded.max_databases",
-                &[&new.name, &new.host, &i32::from(new.port), &new.admin_user, &sealed, &new.max_databases],
+                &[
+                    &new.name,
+                    &new.host,
+                    &i32::from(new.port),
+                    &tls,
+                    &new.tls_ca,
+                    &new.admin_user,
+                    &sealed,
+                    &new.max_databases,
+                ],
             )
             .await
             .during("adding the server")?;
@@ -148,7 +173,7 @@ impl Control {
         let rows = self
             .master
             .query(
-                "select s.id, s.name, s.host, s.port, s.admin_user, s.max_databases,
+                "select s.id, s.name, s.host, s.port, s.tls, s.admin_user, s.max_databases,
                      (select count(*) from organizations o where o.server_id = s.id and o.status <> 'deleted') as organizations
                  from database_servers s order by s.name limit 10000",
                 &[],
@@ -162,6 +187,7 @@ impl Control {
                 name: r.get("name"),
                 host: r.get("host"),
                 port: u16::try_from(r.get::<_, i32>("port")).unwrap_or(0),
+                tls: r.get("tls"),
                 admin_user: r.get("admin_user"),
                 max_databases: r.get("max_databases"),
                 organizations: r.get("organizations"),
@@ -195,7 +221,7 @@ impl Control {
         let row = self
             .master
             .query_one(
-                "select name, host, port, admin_user, admin_password from database_servers where id = $1",
+                "select name, host, port, tls, tls_ca, admin_user, admin_password from database_servers where id = $1",
                 &[&id],
             )
             .await
@@ -206,19 +232,33 @@ impl Control {
             .map(|s| self.settings.master_key.open_text(&format!("database_servers/{name}"), &s))
             .transpose()?;
         let port = u16::try_from(row.get::<_, i32>("port")).unwrap_or(0);
-        let pg = postgres(&row.get::<_, String>("host"), port, &row.get::<_, String>("admin_user"), password);
+        let pg = postgres(
+            row.get("host"),
+            port,
+            (row.get("tls"), row.get("tls_ca")),
+            row.get("admin_user"),
+            password,
+        )?;
         Ok(Access { name, pg })
     }
 }
 
-fn postgres(host: &str, port: u16, user: &str, password: Option<SecretString>) -> Postgres {
-    Postgres {
-        host: host.to_owned(),
-        port,
+fn postgres(
+    host: &str,
+    port: u16,
+    tls: (&str, Option<&str>),
+    user: &str,
+    password: Option<SecretString>,
+) -> Result<Postgres, ControlError> {
+    let usage = |e: &dyn std::fmt::Display| ControlError::Usage(format!("{host:?}: {e}"));
+    Ok(Postgres {
+        hosts: Hosts::parse(host, port).map_err(|e| usage(&e))?,
+        transport: Transport::parse(tls.0, tls.1)
+            .map_err(|e| ControlError::Usage(format!("TLS of the server: {e}")))?,
         user: user.to_owned(),
         password,
         database: "postgres".into(),
         max_connections: 1,
         timeout: Duration::from_secs(10),
-    }
+    })
 }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
+use gmah_shared::pg::Transport;
 use gmah_shared::tasks;
 use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_postgres::NoTls;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 
 use super::breaker::Failure;
@@ -30,6 +33,9 @@ pub enum ConnectError {
     /// It is not the database that it should be.
     #[error("wrong database")]
     Proof(#[source] ProofError),
+    /// A member of a cluster that takes no writes.
+    #[error("the host takes no writes")]
+    ReadOnly,
     /// Nothing within the deadline.
     #[error("no answer in time")]
     Timeout,
@@ -41,6 +47,8 @@ impl ConnectError {
         match self {
             Self::Io(_) => Failure::Unreachable,
             Self::Timeout => Failure::Silent,
+            // A cluster between two leaders.
+            Self::ReadOnly => Failure::Busy,
             Self::Postgres(e) | Self::Proof(ProofError::Query(e)) => match e.code() {
                 None => Failure::Unreachable,
                 Some(code) if *code == SqlState::INVALID_CATALOG_NAME => Failure::Closed,
@@ -60,6 +68,8 @@ impl ConnectError {
 /// A proved connection. Dropping it says goodbye to the server; its slot is free once the server has left too.
 pub struct Connection {
     pub(super) client: ClientWrapper,
+    host: Box<str>,
+    port: u16,
     _alive: oneshot::Sender<std::convert::Infallible>,
 }
 
@@ -131,11 +141,37 @@ pub(super) fn open_in(
     rx
 }
 
-/// Connects, proves, and leaves a driver behind that holds the slot.
+/// Connects, proves, and leaves a driver behind that holds the slot. Of several hosts, the first that takes writes.
 async fn open(
     detail: &TenantDetail,
     config: &PoolConfig,
     slot: Arc<Slot<Connection>>,
+) -> Result<Connection, ConnectError> {
+    let p = &detail.placement;
+    let hosts: Vec<_> = p.hosts.iter().collect();
+    let mut last = ConnectError::Timeout;
+    for (n, (host, port)) in hosts.iter().enumerate() {
+        // One that is silent must leave time for the next.
+        let patience = *config.connect_timeout / u32::try_from(hosts.len() - n).unwrap_or(1);
+        let opening = open_at(detail, config, slot.clone(), host, *port);
+        match tokio::time::timeout(patience, opening).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(e)) => {
+                tracing::debug!(host, port, error = %e, "not this host");
+                last = e;
+            }
+            Err(_) => last = ConnectError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+async fn open_at(
+    detail: &TenantDetail,
+    config: &PoolConfig,
+    slot: Arc<Slot<Connection>>,
+    host: &str,
+    port: u16,
 ) -> Result<Connection, ConnectError> {
     let p = &detail.placement;
     let mut pg = tokio_postgres::Config::new();
@@ -148,10 +184,42 @@ async fn open(
              -c client_min_messages=error -c search_path=public -c timezone=UTC",
             config.statement_timeout.as_millis()
         ));
-    let socket = Socket::connect(&p.host, p.port).await?;
-    let (client, connection) = pg.connect_raw(Lingering::new(socket), NoTls).await?;
-    let (alive, gone) = oneshot::channel::<std::convert::Infallible>();
+    let socket = Lingering::new(Socket::connect(host, port).await?);
     let last_words = *config.statement_timeout + LINGER;
+    let (client, alive) = match &p.transport {
+        Transport::Plain => {
+            pg.ssl_mode(SslMode::Disable);
+            let (client, connection) = pg.connect_raw(socket, NoTls).await?;
+            (client, drive(connection, slot, last_words))
+        }
+        Transport::Verified(tls) => {
+            pg.ssl_mode(SslMode::Require);
+            let (client, connection) = pg.connect_raw(socket, tls.for_host(host)).await?;
+            (client, drive(connection, slot, last_words))
+        }
+    };
+    proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
+    if p.hosts.are_several() {
+        let row = client.query_one("select current_setting('transaction_read_only') = 'on'", &[]).await?;
+        if row.get(0) {
+            return Err(ConnectError::ReadOnly);
+        }
+    }
+    // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
+    let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
+    Ok(Connection { client, host: host.into(), port, _alive: alive })
+}
+
+/// Keeps a connection going; its slot is free when the server has left.
+fn drive<T>(
+    connection: tokio_postgres::Connection<Lingering, T>,
+    slot: Arc<Slot<Connection>>,
+    last_words: Duration,
+) -> oneshot::Sender<std::convert::Infallible>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (alive, gone) = oneshot::channel::<std::convert::Infallible>();
     tasks::detach("tenant-connection", async move {
         // Once nobody holds the connection, a server that owes an answer gets the time of one statement.
         let abandoned = async {
@@ -166,18 +234,19 @@ async fn open(
         }
         drop(slot);
     });
-    proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
-    // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
-    let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
-    Ok(Connection { client, _alive: alive })
+    alive
 }
 
 /// Asks the server to cancel what a connection is doing, then lets the connection go.
-pub(super) async fn cancel_and_close(conn: Connection, host: String, port: u16) {
+pub(super) async fn cancel_and_close(conn: Connection, transport: Transport) {
     let token = conn.client.cancel_token();
     let cancelled = tokio::time::timeout(Duration::from_secs(2), async {
-        let socket = Socket::connect(&host, port).await?;
-        token.cancel_query_raw(socket, NoTls).await.map_err(io::Error::other)
+        let socket = Socket::connect(&conn.host, conn.port).await?;
+        match &transport {
+            Transport::Plain => token.cancel_query_raw(socket, NoTls).await,
+            Transport::Verified(tls) => token.cancel_query_raw(socket, tls.for_host(&conn.host)).await,
+        }
+        .map_err(io::Error::other)
     });
     if let Ok(Err(e)) = cancelled.await {
         tracing::debug!(error = %e, "query of a client that went away was not cancelled");

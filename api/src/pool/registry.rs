@@ -77,8 +77,8 @@ impl Drop for Lease {
         let Some(held) = self.held.take() else { return };
         if self.busy {
             let connection = held.take();
-            let p = &self.pool.detail.placement;
-            tasks::detach("tenant-cancel", cancel_and_close(connection, p.host.clone(), p.port));
+            let transport = self.pool.detail.placement.transport.clone();
+            tasks::detach("tenant-cancel", cancel_and_close(connection, transport));
         }
     }
 }

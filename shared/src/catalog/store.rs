@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 use super::policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
 use super::{EdgeTenant, Placement, Tenant, TenantDetail};
 use crate::hostname::Hostname;
+use crate::pg::{Hosts, Transport};
 use crate::secret::{MasterKey, SecretError};
 use crate::tenant::{Generation, TenantId, TenantSlug};
 use crate::token::{Keyring, SigningKey, VerifyingKey};
@@ -314,6 +315,12 @@ fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
 fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     let tenant = tenant(row)?;
     let password = key.open_text(&format!("organizations/{}/role", tenant.id), row.get("role_password"))?;
+    let server: String = row.get("server");
+    let odd =
+        |what: &str, e: &dyn std::fmt::Display| StoreError::Row(format!("server {server}: {what}: {e}"));
+    let port = u16::try_from(row.get::<_, i32>("port")).map_err(|e| odd("port", &e))?;
+    let hosts = Hosts::parse(row.get("host"), port).map_err(|e| odd("host", &e))?;
+    let transport = Transport::parse(row.get("tls"), row.get("tls_ca")).map_err(|e| odd("tls", &e))?;
     Ok(TenantDetail {
         name: row.get("name"),
         plan: row.get("plan"),
@@ -322,10 +329,9 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
         limits: row.get("limits"),
         settings: row.get("settings"),
         placement: Placement {
-            server: row.get::<_, String>("server").into(),
-            host: row.get("host"),
-            port: u16::try_from(row.get::<_, i32>("port"))
-                .map_err(|_| StoreError::Row(format!("{}: port", tenant.slug)))?,
+            server: server.as_str().into(),
+            hosts,
+            transport,
             database: row.get("database_name"),
             role: row.get("role_name"),
             password,

@@ -171,6 +171,11 @@ impl Dev {
         self.superuser(database).await.batch_execute(sql).await.expect(sql);
     }
 
+    /// Where its PostgreSQL listens, on 127.0.0.1.
+    pub(crate) fn postgres_port(&self) -> u16 {
+        u16::try_from(self.info["postgres"]["port"].as_u64().expect("port")).expect("port")
+    }
+
     /// One value of one row, as text.
     pub(crate) async fn value(&self, database: &str, sql: &str) -> String {
         let rows = self.superuser(database).await.simple_query(sql).await.expect(sql);
