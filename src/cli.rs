@@ -5,6 +5,7 @@
 
 mod admin;
 mod domain;
+mod module;
 mod roles;
 mod server;
 mod tenant;
@@ -51,6 +52,9 @@ enum Command {
     /// Organisations.
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
+    /// Modules: what an organisation has beside users.
+    #[command(subcommand)]
+    Module(module::ModuleCommand),
     /// PostgreSQL servers that hold organisations' databases.
     #[command(subcommand)]
     Server(server::ServerCommand),
@@ -102,6 +106,7 @@ impl Cli {
             Command::Api => roles::api(&file(config)?).await,
             Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
             Command::Tenant(command) => command.run(&file(config)?).await,
+            Command::Module(command) => command.run(&file(config)?).await,
             Command::Server(command) => command.run(&file(config)?).await,
             Command::Domain(command) => command.run(&file(config)?).await,
             Command::Admin(command) => command.run(&file(config)?).await,

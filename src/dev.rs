@@ -17,8 +17,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use gmah_api::config::ApiConfig;
+use gmah_api::control::migrate::Fleet;
 use gmah_api::control::servers::NewServer;
 use gmah_api::control::{Control, ControlError, master};
+use gmah_api::modules;
 use gmah_router::config::RouterConfig;
 use gmah_shared::config::{ConfigFile, Settings};
 use gmah_shared::hostname::Hostname;
@@ -186,14 +188,31 @@ async fn prepare(
             name: "local".into(),
             host: cluster.host().into(),
             port: cluster.port(),
-            tls: false,
+            tls: None,
             tls_ca: None,
             admin_user: cluster::SUPERUSER.into(),
             admin_password: Some(cluster.password().clone()),
             max_databases: 10_000,
         })
         .await?;
+    migrate(&control, dir).await?;
     organisations::ensure(&mut control, dir).await
+}
+
+/// Brings organisations of an earlier version up to this one, once. One that cannot be is said, and harms no other.
+async fn migrate(control: &Control, dir: &DataDir) -> anyhow::Result<()> {
+    let (marker, schema) = (dir.path("schema"), modules::fingerprint());
+    if std::fs::read_to_string(&marker).is_ok_and(|known| known == schema) {
+        return Ok(());
+    }
+    let fleet = Fleet { parallel: 4, dry_run: false, max_failures: usize::MAX };
+    let outcomes = control.migrate_tenants(control.tenants().await?, fleet, |_| {}).await;
+    for outcome in outcomes {
+        if let Some(error) = outcome.error {
+            tracing::error!(tenant.slug = outcome.slug, error, "not migrated");
+        }
+    }
+    files::write_private(&marker, schema.as_bytes())
 }
 
 /// An address of this machine only.

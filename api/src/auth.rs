@@ -3,7 +3,10 @@
 //! Access tokens are opaque: 256 random bits, stored as SHA-256 over organisation id and token, so that a row copied
 //! to another organisation's database opens nothing there.
 
+pub mod client;
 pub mod password;
+pub mod rights;
+pub mod throttle;
 
 use axum::extract::FromRequestParts;
 use base64::Engine as _;
@@ -69,7 +72,9 @@ impl Credentials {
     pub async fn session(self) -> Result<Session, ApiError> {
         let Self { ctx, hash } = self;
         let mut db = TenantDb::open(&ctx).await?;
-        let (id, user) = sessions::by_access_hash(&mut db, &hash).await?.ok_or(ApiError::Unauthenticated)?;
+        let since = ctx.detail().sessions_since;
+        let found = sessions::by_access_hash(&mut db, &hash, since).await?;
+        let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
         Ok(Session { ctx, db, user, id })
     }
 }
@@ -93,15 +98,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
 }
 
 impl Session {
-    /// Refuses users who may only read.
+    /// Refuses users who may not.
     ///
     /// # Errors
     /// [`ApiError::Forbidden`].
-    pub fn require_writer(&self) -> Result<(), ApiError> {
-        match self.user.role.as_str() {
-            "administrator" | "manager" => Ok(()),
-            _ => Err(ApiError::Forbidden),
-        }
+    pub fn require(&self, permission: &str) -> Result<(), ApiError> {
+        if self.user.permissions.allow(permission) { Ok(()) } else { Err(ApiError::Forbidden) }
+    }
+
+    /// Waits for something with the connection given back, and takes another one afterwards.
+    ///
+    /// # Errors
+    /// What opening a connection refuses.
+    pub async fn without_connection<T>(&mut self, wait: impl Future<Output = T>) -> Result<T, ApiError> {
+        self.db.give_back();
+        let waited = wait.await;
+        self.db = TenantDb::open(&self.ctx).await?;
+        Ok(waited)
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod admins;
 pub mod domains;
 pub mod edge;
+pub mod features;
 pub mod keys;
 pub mod master;
 pub mod migrate;

@@ -1,10 +1,13 @@
 //! [`TenantDb`]: the only door from a tenant's context to SQL.
 
 use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio_postgres::Row;
+use deadpool_postgres::ClientWrapper;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
@@ -12,7 +15,8 @@ use crate::pool::{Lease, PoolError};
 
 /// A connection to the database of one tenant, for one request.
 pub struct TenantDb {
-    lease: Lease,
+    /// None after it was given back.
+    lease: Option<Lease>,
     patience: Duration,
 }
 
@@ -20,6 +24,7 @@ pub struct TenantDb {
 pub struct TenantTx<'a> {
     tx: deadpool_postgres::Transaction<'a>,
     busy: &'a mut bool,
+    silent: Arc<AtomicBool>,
     patience: Duration,
 }
 
@@ -32,6 +37,9 @@ pub enum DbError {
     /// No answer, although the server was told to give up before.
     #[error("no answer in time")]
     Silent,
+    /// Asked after the connection was given back, which is a fault of ours.
+    #[error("the connection was given back")]
+    GivenBack,
 }
 
 impl DbError {
@@ -53,7 +61,7 @@ impl DbError {
     pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
         match self {
             Self::Postgres(e) => e.as_db_error(),
-            Self::Silent => None,
+            Self::Silent | Self::GivenBack => None,
         }
     }
 
@@ -64,7 +72,7 @@ impl DbError {
                 let cause = e.source().map_or_else(String::new, |c| format!(": {c}"));
                 format!("{e}{cause}")
             }
-            Self::Silent => self.to_string(),
+            Self::Silent | Self::GivenBack => self.to_string(),
         }
     }
 }
@@ -126,7 +134,12 @@ impl TenantDb {
             },
             other => other?,
         };
-        Ok(Self { lease, patience: *app.config.pool.statement_timeout + MARGIN })
+        Ok(Self { lease: Some(lease), patience: *app.config.pool.statement_timeout + MARGIN })
+    }
+
+    /// Gives the connection back before this ends; there is no other afterwards.
+    pub fn give_back(&mut self) {
+        self.lease = None;
     }
 
     /// Begins a transaction.
@@ -136,22 +149,31 @@ impl TenantDb {
     pub async fn transaction(&mut self) -> Result<TenantTx<'_>, DbError> {
         // Until commit or rollback the lease counts as busy: dropped in between, its connection is not reused.
         let patience = self.patience;
-        let (client, busy) = self.lease.parts();
+        let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
+        let silent = lease.silent();
+        let (client, busy) = lease.parts();
         *busy = true;
-        Ok(TenantTx { tx: within(patience, client.transaction()).await?, busy, patience })
+        let begun = within(patience, client.transaction()).await;
+        silent.fetch_or(matches!(begun, Err(DbError::Silent)), Ordering::AcqRel);
+        Ok(TenantTx { tx: begun?, busy, silent, patience })
     }
 
     /// Runs something on the client; whoever goes away meanwhile leaves a busy lease behind.
     async fn run<T>(
         &mut self,
-        ask: impl AsyncFnOnce(&deadpool_postgres::ClientWrapper) -> Result<T, tokio_postgres::Error>,
+        sql: &'static str,
+        ask: impl AsyncFnOnce(&ClientWrapper, &Statement) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, DbError> {
         let patience = self.patience;
-        let (client, busy) = self.lease.parts();
+        let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
+        let (client, busy) = lease.parts();
         *busy = true;
-        let answer = within(patience, ask(client)).await;
+        let answer = match within(patience, client.prepare_cached(sql)).await {
+            Ok(statement) => within(patience, ask(client, &statement)).await,
+            Err(e) => Err(e),
+        };
         if matches!(answer, Err(DbError::Silent)) {
-            self.lease.went_silent();
+            lease.went_silent();
         } else {
             // Answered, well or badly: nothing is running any more.
             *busy = false;
@@ -162,27 +184,33 @@ impl TenantDb {
 
 impl Query for TenantDb {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
-        self.run(async |client| client.query(&client.prepare_cached(sql).await?, params).await).await
+        self.run(sql, async |client, statement| client.query(statement, params).await).await
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
-        self.run(async |client| client.execute(&client.prepare_cached(sql).await?, params).await).await
+        self.run(sql, async |client, statement| client.execute(statement, params).await).await
     }
 }
 
 impl Query for TenantTx<'_> {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
-        let tx = &self.tx;
-        within(self.patience, async { tx.query(&tx.prepare_cached(sql).await?, params).await }).await
+        let statement = self.heard(within(self.patience, self.tx.prepare_cached(sql)).await)?;
+        self.heard(within(self.patience, self.tx.query(&statement, params)).await)
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
-        let tx = &self.tx;
-        within(self.patience, async { tx.execute(&tx.prepare_cached(sql).await?, params).await }).await
+        let statement = self.heard(within(self.patience, self.tx.prepare_cached(sql)).await)?;
+        self.heard(within(self.patience, self.tx.execute(&statement, params)).await)
     }
 }
 
 impl TenantTx<'_> {
+    /// Leaves word when there was no answer.
+    fn heard<T>(&self, answer: Result<T, DbError>) -> Result<T, DbError> {
+        self.silent.fetch_or(matches!(answer, Err(DbError::Silent)), Ordering::AcqRel);
+        answer
+    }
+
     /// Makes it durable.
     ///
     /// # Errors
@@ -190,6 +218,7 @@ impl TenantTx<'_> {
     pub async fn commit(self) -> Result<(), DbError> {
         let outcome = within(self.patience, self.tx.commit()).await;
         *self.busy = matches!(outcome, Err(DbError::Silent));
+        self.silent.fetch_or(*self.busy, Ordering::AcqRel);
         outcome
     }
 
@@ -200,6 +229,7 @@ impl TenantTx<'_> {
     pub async fn rollback(self) -> Result<(), DbError> {
         let outcome = within(self.patience, self.tx.rollback()).await;
         *self.busy = matches!(outcome, Err(DbError::Silent));
+        self.silent.fetch_or(*self.busy, Ordering::AcqRel);
         outcome
     }
 }

@@ -54,6 +54,13 @@ pub enum ApiError {
     TooLarge,
     /// The key was used for another request.
     IdempotencyKeyReused,
+    /// Something that there is, or would not be any more, is in the way.
+    Conflict(Conflict),
+    /// Too many logins failed.
+    TooManyAttempts {
+        /// Seconds after which the next may be tried.
+        seconds: u32,
+    },
     /// The plan's number is reached.
     PlanLimit {
         /// Which number.
@@ -69,7 +76,39 @@ pub enum ApiError {
     Internal,
 }
 
+/// What is in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Another user has that e-mail address.
+    EmailTaken,
+    /// There is a role of that key, or there are a hundred.
+    RoleTaken,
+    /// Users have that role.
+    RoleInUse,
+    /// Every organisation has that role.
+    RoleBuiltin,
+    /// Nobody would be left who may do everything.
+    LastAdministrator,
+}
+
+impl Conflict {
+    fn code_and_title(self) -> (&'static str, &'static str) {
+        match self {
+            Self::EmailTaken => ("email_taken", "Another user has this e-mail address."),
+            Self::RoleTaken => ("role_taken", "There is such a role already."),
+            Self::RoleInUse => ("role_in_use", "Users have this role."),
+            Self::RoleBuiltin => ("role_builtin", "This role cannot be changed."),
+            Self::LastAdministrator => ("last_administrator", "There must be one administrator at least."),
+        }
+    }
+}
+
 impl ApiError {
+    /// A field that breaks a rule.
+    pub fn invalid(field: &str, message: &str) -> Self {
+        Self::Invalid { field: field.into(), message: message.into() }
+    }
+
     /// Status, code and title.
     pub fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -112,6 +151,15 @@ impl ApiError {
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request.",
             ),
+            Self::Conflict(conflict) => {
+                let (code, title) = conflict.code_and_title();
+                (StatusCode::CONFLICT, code, title)
+            }
+            Self::TooManyAttempts { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_attempts",
+                "Too many attempts. Please try again later.",
+            ),
             Self::PlanLimit { .. } => {
                 (StatusCode::CONFLICT, "plan_limit_reached", "The plan's limit is reached.")
             }
@@ -121,8 +169,9 @@ impl ApiError {
 
     /// Seconds after which another try makes sense.
     pub fn retry_after(&self) -> Option<u32> {
-        match self.parts().0 {
-            StatusCode::SERVICE_UNAVAILABLE => Some(1),
+        match self {
+            Self::TooManyAttempts { seconds } => Some(*seconds),
+            _ if self.parts().0 == StatusCode::SERVICE_UNAVAILABLE => Some(1),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@
 //! (`api/migrations/<key>/`) and its routes ([`crate::routes`]); a route of a module that is off answers 404
 //! `module_disabled`.
 
-use gmah_shared::migrate::{Migration, MigrationSet};
+use gmah_shared::migrate::{self, Migration, MigrationSet};
 
 /// One module.
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +13,8 @@ pub struct Module {
     pub key: &'static str,
     /// For people.
     pub title: &'static str,
+    /// What a role may be allowed in it.
+    pub permissions: &'static [&'static str],
     /// Its tables.
     pub migrations: MigrationSet,
 }
@@ -25,14 +27,14 @@ pub const PATIENTS: &str = "patients";
 /// What every organisation has.
 pub const CORE: Module = Module {
     key: "core",
-    title: "Users and sessions",
+    title: "Users, roles and sessions",
+    permissions: &["users.read", "users.write", "roles.write"],
     migrations: MigrationSet {
         name: "core",
-        files: &[Migration {
-            version: 1,
-            name: "init",
-            sql: include_str!("../migrations/core/0001_init.sql"),
-        }],
+        files: &[
+            Migration { version: 1, name: "init", sql: include_str!("../migrations/core/0001_init.sql") },
+            Migration { version: 2, name: "rights", sql: include_str!("../migrations/core/0002_rights.sql") },
+        ],
     },
 };
 
@@ -41,6 +43,7 @@ pub const OPTIONAL: &[Module] = &[
     Module {
         key: LOANS,
         title: "Members, loans and payments of a free-loan society",
+        permissions: &["members.read", "members.write"],
         migrations: MigrationSet {
             name: LOANS,
             files: &[Migration {
@@ -53,6 +56,7 @@ pub const OPTIONAL: &[Module] = &[
     Module {
         key: PATIENTS,
         title: "Patients and hospitalizations of a hospital",
+        permissions: &["patients.read", "patients.write"],
         migrations: MigrationSet {
             name: PATIENTS,
             files: &[Migration {
@@ -63,6 +67,17 @@ pub const OPTIONAL: &[Module] = &[
         },
     },
 ];
+
+/// Every permission of every module.
+pub fn permissions() -> impl Iterator<Item = &'static str> {
+    std::iter::once(&CORE).chain(OPTIONAL).flat_map(|m| m.permissions).copied()
+}
+
+/// Tells the schema of this program from any other's.
+pub fn fingerprint() -> String {
+    let all: Vec<_> = std::iter::once(&CORE).chain(OPTIONAL).map(|m| &m.migrations).collect();
+    migrate::fingerprint(&all)
+}
 
 /// The module of a key.
 pub fn find(key: &str) -> Option<&'static Module> {

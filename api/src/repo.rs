@@ -4,22 +4,44 @@
 
 pub mod idempotency;
 pub mod members;
+pub mod patients;
+pub mod roles;
 pub mod sessions;
 pub mod users;
 
 /// Every statement, by the file that holds it.
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("users/by_email", users::BY_EMAIL),
+    ("users/get", users::GET),
+    ("users/list", users::LIST),
+    ("users/insert", users::INSERT),
+    ("users/update", users::UPDATE),
+    ("users/administrators", users::ADMINISTRATORS),
+    ("users/set_password", users::SET_PASSWORD),
+    ("users/lock", users::LOCK),
+    ("roles/list", roles::LIST),
+    ("roles/get", roles::GET),
+    ("roles/insert", roles::INSERT),
+    ("roles/update", roles::UPDATE),
+    ("roles/is_used", roles::IS_USED),
+    ("roles/delete", roles::DELETE),
     ("sessions/insert", sessions::INSERT),
     ("sessions/by_access_hash", sessions::BY_ACCESS_HASH),
     ("sessions/rotate", sessions::ROTATE),
+    ("sessions/end_reused", sessions::END_REUSED),
+    ("sessions/rights", sessions::RIGHTS),
+    ("sessions/list", sessions::LIST),
     ("sessions/delete", sessions::DELETE),
+    ("sessions/delete_all", sessions::DELETE_ALL),
     ("sessions/delete_expired", sessions::DELETE_EXPIRED),
     ("members/list", members::LIST),
     ("members/get", members::GET),
     ("members/insert", members::INSERT),
     ("members/count", members::COUNT),
     ("members/lock", members::LOCK),
+    ("patients/list", patients::LIST),
+    ("patients/get", patients::GET),
+    ("patients/insert", patients::INSERT),
     ("idempotency/insert", idempotency::INSERT),
     ("idempotency/get", idempotency::GET),
     ("idempotency/finish", idempotency::FINISH),

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 
 use crate::context;
 use crate::error::ApiError;
-use crate::handlers::{auth, members, tenant};
-use crate::modules::LOANS;
+use crate::handlers::{auth, members, patients, roles, tenant, users};
+use crate::modules::{LOANS, PATIENTS};
 use crate::server::App;
 
 /// What must be true before a route answers.
@@ -54,9 +54,23 @@ pub const TABLE: &[Route] = &[
     route("POST", "/api/v1/auth/refresh", Access::Tenant, None),
     route("POST", "/api/v1/auth/logout", Access::User, None),
     route("GET", "/api/v1/auth/me", Access::User, None),
+    route("POST", "/api/v1/auth/password", Access::User, None),
+    route("GET", "/api/v1/auth/sessions", Access::User, None),
+    route("DELETE", "/api/v1/auth/sessions/{id}", Access::User, None),
+    route("GET", "/api/v1/users", Access::User, None),
+    route("POST", "/api/v1/users", Access::User, None),
+    route("GET", "/api/v1/users/{id}", Access::User, None),
+    route("PATCH", "/api/v1/users/{id}", Access::User, None),
+    route("GET", "/api/v1/roles", Access::User, None),
+    route("POST", "/api/v1/roles", Access::User, None),
+    route("PATCH", "/api/v1/roles/{key}", Access::User, None),
+    route("DELETE", "/api/v1/roles/{key}", Access::User, None),
     route("GET", "/api/v1/members", Access::User, Some(LOANS)),
     route("POST", "/api/v1/members", Access::User, Some(LOANS)),
     route("GET", "/api/v1/members/{id}", Access::User, Some(LOANS)),
+    route("GET", "/api/v1/patients", Access::User, Some(PATIENTS)),
+    route("POST", "/api/v1/patients", Access::User, Some(PATIENTS)),
+    route("GET", "/api/v1/patients/{id}", Access::User, Some(PATIENTS)),
 ];
 
 /// The service.
@@ -81,9 +95,23 @@ fn handler(r: &Route) -> MethodRouter<Arc<App>> {
         ("POST", "/api/v1/auth/refresh") => post(auth::refresh),
         ("POST", "/api/v1/auth/logout") => post(auth::logout),
         ("GET", "/api/v1/auth/me") => get(auth::me),
+        ("POST", "/api/v1/auth/password") => post(auth::change_password),
+        ("GET", "/api/v1/auth/sessions") => get(auth::list),
+        ("DELETE", "/api/v1/auth/sessions/{id}") => delete(auth::end),
+        ("GET", "/api/v1/users") => get(users::list),
+        ("POST", "/api/v1/users") => post(users::create),
+        ("GET", "/api/v1/users/{id}") => get(users::show),
+        ("PATCH", "/api/v1/users/{id}") => patch(users::update),
+        ("GET", "/api/v1/roles") => get(roles::list),
+        ("POST", "/api/v1/roles") => post(roles::create),
+        ("PATCH", "/api/v1/roles/{key}") => patch(roles::update),
+        ("DELETE", "/api/v1/roles/{key}") => delete(roles::delete),
         ("GET", "/api/v1/members") => get(members::list),
         ("POST", "/api/v1/members") => post(members::create),
         ("GET", "/api/v1/members/{id}") => get(members::show),
+        ("GET", "/api/v1/patients") => get(patients::list),
+        ("POST", "/api/v1/patients") => post(patients::create),
+        ("GET", "/api/v1/patients/{id}") => get(patients::show),
         (method, path) => panic!("no handler for {method} {path}"),
     }
 }

@@ -18,10 +18,12 @@ use gmah_shared::tenant::TenantId;
 use gmah_shared::token::{AUDIENCE_API, Keyring, Verifier};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ring::hmac;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::password::Hasher;
+use crate::auth::throttle::Throttle;
 use crate::config::ApiConfig;
 use crate::control::domains;
 use crate::handlers::Cursors;
@@ -44,8 +46,12 @@ pub struct App {
     pub pools: Registry,
     /// Password hashing.
     pub hasher: Hasher,
+    /// Failed logins.
+    pub throttle: Throttle,
     /// Cursors of lists.
     pub cursors: Cursors,
+    /// Tells requests with an `Idempotency-Key` from one another.
+    pub requests: hmac::Key,
     keyring: Arc<ArcSwap<Keyring>>,
     draining: AtomicBool,
 }
@@ -130,7 +136,9 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
         pools: Registry::new(config.pool.clone(), metrics.clone()),
         hasher: Hasher::new(config.api.max_password_hashes.get()),
+        throttle: Throttle::default(),
         cursors: Cursors::new(&settings.master_key.derive("cursors")),
+        requests: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("idempotency")),
         keyring,
         draining: AtomicBool::new(false),
         metrics,
@@ -167,6 +175,13 @@ impl RunningApi {
         let grace = *self.app.config.api.drain_timeout;
         self.tasks.stop(grace).await;
         self.app.pools.close();
+        // Their places are others' only when the servers have let them go.
+        let let_go = async {
+            while self.app.pools.budgets().iter().any(|(_, budget)| budget.load().0 > 0) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace.min(LET_GO), let_go).await;
         self.last.stop(grace).await;
         tracing::info!("api stopped");
     }
@@ -215,6 +230,8 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
     });
 }
 
+/// How long servers may take to close what was closed.
+const LET_GO: Duration = Duration::from_secs(5);
 /// How often keys are read again even if no notice came.
 const KEYS_EVERY: Duration = Duration::from_secs(20);
 const KEYS_RETRY: Duration = Duration::from_millis(250);

@@ -63,6 +63,8 @@ pub struct TenantDetail {
     pub limits: serde_json::Value,
     /// Branding and business settings.
     pub settings: serde_json::Value,
+    /// Logins of an earlier generation are over: that of its last suspension.
+    pub sessions_since: Generation,
     /// Where its data is.
     pub placement: Placement,
 }

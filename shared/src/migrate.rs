@@ -309,5 +309,10 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "transport",
             sql: include_str!("../migrations/master/0007_transport.sql"),
         },
+        Migration {
+            version: 8,
+            name: "sessions",
+            sql: include_str!("../migrations/master/0008_sessions.sql"),
+        },
     ],
 };

@@ -1,12 +1,16 @@
 //! Connections to PostgreSQL: one way to build them, every wait with a deadline.
 
 mod hosts;
+mod scram;
 mod transport;
 
 use std::pin::Pin;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Connect, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
+};
+use futures::future::BoxFuture;
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -17,25 +21,21 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 use crate::config::Postgres;
 
 pub use hosts::{Hosts, HostsError};
+pub use scram::verifier_of_random;
 pub use transport::{Transport, Verified};
 
-/// Connection parameters as the driver takes them. `application_name` shows in `pg_stat_activity`. Of several hosts the
-/// one that takes writes is meant.
-pub fn client_config(pg: &Postgres, application_name: &str) -> tokio_postgres::Config {
+/// Connection parameters for one host, as the driver takes them. `application_name` shows in `pg_stat_activity`.
+fn client_config(pg: &Postgres, host: &str, port: u16, application_name: &str) -> tokio_postgres::Config {
     let mut c = tokio_postgres::Config::new();
-    let mut hosts = 0;
-    for (host, port) in pg.hosts.iter() {
-        c.host(host).port(port);
-        hosts += 1;
-    }
-    if hosts > 1 {
+    if pg.hosts.are_several() {
         c.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
-    c.user(&pg.user)
+    c.host(host)
+        .port(port)
+        .user(&pg.user)
         .dbname(&pg.database)
         .application_name(application_name)
-        // One that is silent must leave time for the next.
-        .connect_timeout(pg.timeout / hosts.max(1))
+        .connect_timeout(pg.timeout)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(Duration::from_secs(15))
         .ssl_mode(match pg.transport {
@@ -54,18 +54,38 @@ pub fn client_config(pg: &Postgres, application_name: &str) -> tokio_postgres::C
 /// # Errors
 /// Only when the numbers make no pool.
 pub fn pool(pg: &Postgres, application_name: &str) -> Result<Pool, deadpool_postgres::BuildError> {
-    let mut config = client_config(pg, application_name);
-    config.options(format!("-c statement_timeout={}", pg.timeout.as_millis()));
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = match &pg.transport {
-        Transport::Plain => Manager::from_config(config, NoTls, recycling),
-        Transport::Verified(tls) => Manager::from_config(config, tls.connector(), recycling),
-    };
+    let opens = Opens { pg: pg.clone(), application_name: application_name.to_owned() };
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), opens, recycling);
     let timeouts = Timeouts { wait: Some(pg.timeout), create: Some(pg.timeout), recycle: Some(pg.timeout) };
     Pool::builder(manager)
         .config(PoolConfig { max_size: pg.max_connections, timeouts, ..PoolConfig::default() })
         .runtime(Runtime::Tokio1)
         .build()
+}
+
+/// Opens the connections of a pool.
+struct Opens {
+    pg: Postgres,
+    application_name: String,
+}
+
+impl Connect for Opens {
+    fn connect(
+        &self,
+        _: &tokio_postgres::Config,
+    ) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        Box::pin(async move {
+            let timeout = self.pg.timeout.as_millis();
+            let bounds = format!("-c statement_timeout={timeout}");
+            match open(&self.pg, &self.application_name, Some(&bounds), None).await {
+                Ok((client, driver)) => Ok((client, crate::tasks::detach("pg-connection", driver))),
+                Err(ConnectError::Postgres(e)) => Err(e),
+                // The pool has the same deadline, and says so by itself.
+                Err(ConnectError::Timeout) => std::future::pending().await,
+            }
+        })
+    }
 }
 
 /// Why there is no connection.
@@ -95,34 +115,52 @@ impl ConnectError {
 /// # Errors
 /// What the driver reports, or that `pg.timeout` is over.
 pub async fn connect(pg: &Postgres, application_name: &str) -> Result<Client, ConnectError> {
-    let (client, driver) = open(pg, application_name, None).await?;
+    let (client, driver) = open(pg, application_name, None, None).await?;
     crate::tasks::detach("pg-connection", driver);
     Ok(client)
 }
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Connects within `pg.timeout`: the driver's own deadline is for the socket only, and a server that accepts and never
-/// answers would hold us.
+/// Connects within `pg.timeout`, to the first host that will have us: the driver's own deadline is for the socket only, and
+/// a server that accepts and never answers would hold us.
 async fn open(
     pg: &Postgres,
     application_name: &str,
+    options: Option<&str>,
     notices: Option<mpsc::Sender<String>>,
 ) -> Result<(Client, Driver), ConnectError> {
-    let config = client_config(pg, application_name);
-    let opening = async {
-        Ok::<_, tokio_postgres::Error>(match &pg.transport {
-            Transport::Plain => {
-                let (client, connection) = config.connect(NoTls).await?;
-                (client, drive(connection, notices))
-            }
-            Transport::Verified(tls) => {
-                let (client, connection) = config.connect(tls.connector()).await?;
-                (client, drive(connection, notices))
-            }
-        })
-    };
-    Ok(tokio::time::timeout(pg.timeout, opening).await.map_err(|_| ConnectError::Timeout)??)
+    let hosts: Vec<_> = pg.hosts.iter().collect();
+    let mut last = ConnectError::Timeout;
+    for (n, (host, port)) in hosts.iter().enumerate() {
+        let mut config = client_config(pg, host, *port, application_name);
+        config.options(options.unwrap_or_default());
+        // One that is silent must leave time for the next.
+        let patience = pg.timeout / u32::try_from(hosts.len() - n).unwrap_or(1);
+        match tokio::time::timeout(patience, open_at(&config, &pg.transport, notices.clone())).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(e)) => last = e.into(),
+            Err(_) => last = ConnectError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+async fn open_at(
+    config: &tokio_postgres::Config,
+    transport: &Transport,
+    notices: Option<mpsc::Sender<String>>,
+) -> Result<(Client, Driver), tokio_postgres::Error> {
+    Ok(match transport {
+        Transport::Plain => {
+            let (client, connection) = config.connect(NoTls).await?;
+            (client, drive(connection, notices))
+        }
+        Transport::Verified(tls) => {
+            let (client, connection) = config.connect(tls.connector()).await?;
+            (client, drive(connection, notices))
+        }
+    })
 }
 
 /// What keeps a connection going, until its client is dropped or nobody keeps up with the notices.
@@ -174,7 +212,7 @@ pub async fn listen(
     queue: usize,
 ) -> Result<Listening, ConnectError> {
     let (tx, notices) = mpsc::channel(queue);
-    let (client, driver) = open(pg, application_name, Some(tx)).await?;
+    let (client, driver) = open(pg, application_name, None, Some(tx)).await?;
     let driver = crate::tasks::detach("pg-listening", driver);
     let listening = Listening { client, notices, driver };
     let listen = format!("listen {channel}");

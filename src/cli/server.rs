@@ -27,9 +27,12 @@ pub(crate) struct Add {
     /// Port of hosts without one.
     #[arg(long, default_value_t = 5432)]
     port: u16,
-    /// Speaks TLS, and checks certificate and name.
+    /// Speaks TLS, and checks certificate and name. Without a word a known server's stays as it is.
     #[arg(long)]
     tls: bool,
+    /// Speaks no TLS.
+    #[arg(long, conflicts_with = "tls")]
+    no_tls: bool,
     /// PEM file with the authorities that TLS trusts. Default: the system's.
     #[arg(long, value_name = "FILE", requires = "tls")]
     tls_ca_file: Option<PathBuf>,
@@ -62,7 +65,7 @@ impl ServerCommand {
                         name: add.name,
                         host: add.host,
                         port: add.port,
-                        tls: add.tls,
+                        tls: (add.tls || add.no_tls).then_some(add.tls),
                         tls_ca: add.tls_ca_file.as_ref().map(read).transpose()?,
                         admin_user: add.user,
                         admin_password,

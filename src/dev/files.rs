@@ -85,7 +85,7 @@ impl DataDir {
         for name in ["pg", "pg.new", "certs", "secrets"] {
             remove_tree(&self.root.join(name))?;
         }
-        for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster"] {
+        for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster", "schema"] {
             remove(&self.root.join(name))?;
         }
         Ok(())

@@ -10,6 +10,7 @@ use crate::harness::Dev;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_statement_prepares() {
     let dev = Dev::start().await;
+    dev.cli_json(&["module", "enable", "paris", "patients"]).await;
     let tenant = dev.superuser("gmah_org_paris").await;
     for (name, sql) in gmah_api::repo::STATEMENTS {
         tenant.prepare(sql).await.unwrap_or_else(|e| panic!("{name}: {e}"));

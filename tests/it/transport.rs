@@ -92,6 +92,12 @@ async fn q10_tls_is_verified_or_there_is_no_connection() {
     };
     eventually("encrypted, all of it", HEALS, encrypted, |v| v == "t").await;
     assert_eq!(ask().await, 200);
+    // Said again for another reason, it stays so.
+    let again = add(&dev, "127.0.0.1", &["--max-databases", "500"]).await;
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(dev.value("gmah_master", "select tls from database_servers").await, "verify-full");
+    let refused = add(&dev, "127.0.0.1", &["--no-tls", "--tls-ca-file", &trusted]).await;
+    assert_eq!(refused.status.code(), Some(2));
     // The control plane goes the same way.
     dev.create("encrypted").await;
 

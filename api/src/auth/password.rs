@@ -88,6 +88,25 @@ impl Hasher {
         .await
     }
 
+    /// The hash of a new password.
+    ///
+    /// # Errors
+    /// As [`Hasher::verify`]; 422 for a password that is too short or too long.
+    pub async fn hash(&self, tenant: TenantId, password: SecretString) -> Result<String, ApiError> {
+        let queued = Queued::enter(&self.queued, tenant).ok_or(ApiError::Unavailable)?;
+        let hashed = self
+            .blocking(move || {
+                let hashed = hash(&password);
+                drop(queued);
+                hashed
+            })
+            .await?;
+        hashed.map_err(|e| match e {
+            HashError::Length => ApiError::invalid("password", &e.to_string()),
+            HashError::Failed => ApiError::Internal,
+        })
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

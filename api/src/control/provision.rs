@@ -11,10 +11,9 @@
 use std::time::Duration;
 
 use gmah_shared::hostname::Hostname;
-use gmah_shared::pg::{quote_identifier, quote_literal};
+use gmah_shared::pg::{quote_identifier, quote_literal, verifier_of_random};
 use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
-use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -363,12 +362,19 @@ async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), ControlError> 
         .during(what)?;
     let role = quote_identifier(&r.role);
     // The server gets a verifier and never the password: its log may show statements.
-    let verifier = quote_literal(&scram_sha_256(r.role_password.expose_secret().as_bytes()));
+    let verifier = quote_literal(&verifier_of_random(&r.role_password));
     // For whoever enters with it: the api says its own, shorter ones when it connects.
     let bounds = format!(
         "alter role {role} set statement_timeout = '60s';
          alter role {role} set idle_in_transaction_session_timeout = '60s';
-         alter role {role} set lock_timeout = '15s'"
+         alter role {role} set lock_timeout = '15s';
+         do $$ begin
+             -- Of a node that was killed nobody waits for the statement that it had begun (PostgreSQL 14).
+             if current_setting('server_version_num')::int >= 140000 then
+                 execute format('alter role %I set client_connection_check_interval = %L', {}, '1s');
+             end if;
+         end $$",
+        quote_literal(&r.role)
     );
     let rights = "login nosuperuser nocreatedb nocreaterole noreplication nobypassrls";
     match found {

@@ -42,8 +42,8 @@ pub struct NewServer {
     pub host: String,
     /// Port of hosts without one.
     pub port: u16,
-    /// TLS that is verified, or none.
-    pub tls: bool,
+    /// TLS that is verified, or none; without a word a known server's stays as it is, and a new one has none.
+    pub tls: Option<bool>,
     /// Authorities that TLS trusts, as PEM; the system's otherwise.
     pub tls_ca: Option<String>,
     /// Role that may create databases and roles.
@@ -87,14 +87,23 @@ impl Control {
                 new.name
             )));
         }
-        if new.tls_ca.is_some() && !new.tls {
+        if new.tls_ca.is_some() && new.tls != Some(true) {
             return Err(ControlError::Usage("authorities are for TLS: --tls as well".into()));
         }
-        let tls = if new.tls { "verify-full" } else { "disable" };
+        let known = self
+            .master
+            .query_opt("select tls, tls_ca from database_servers where name = $1", &[&new.name])
+            .await
+            .during("looking for the server")?;
+        let (tls, tls_ca) = match (new.tls, known) {
+            (Some(true), _) => ("verify-full".to_owned(), new.tls_ca.clone()),
+            (None, Some(known)) => (known.get("tls"), known.get("tls_ca")),
+            (Some(false), _) | (None, None) => ("disable".to_owned(), None),
+        };
         let pg = postgres(
             &new.host,
             new.port,
-            (tls, new.tls_ca.as_deref()),
+            (&tls, tls_ca.as_deref()),
             &new.admin_user,
             new.admin_password.clone(),
         )?;
@@ -144,7 +153,7 @@ impl Control {
                     &new.host,
                     &i32::from(new.port),
                     &tls,
-                    &new.tls_ca,
+                    &tls_ca,
                     &new.admin_user,
                     &sealed,
                     &new.max_databases,

@@ -95,7 +95,8 @@ impl Control {
             .master
             .execute(
                 "with change as (
-                     update organizations set status = $2, maintenance_mode = null, maintenance_bypass = null
+                     update organizations set status = $2, maintenance_mode = null, maintenance_bypass = null,
+                         sessions_since = case $2 when 'suspended' then generation + 1 else sessions_since end
                      where slug = $1 and status = any($3) and status <> $2 returning id),
                  logged as (
                      insert into audit_log (actor, action, organization_id)

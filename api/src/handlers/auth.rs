@@ -1,17 +1,24 @@
 //! `/api/v1/auth`: log in, refresh, log out, who am I.
 
+use std::time::Instant;
+
 use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use gmah_shared::tenant::TenantId;
 use http::StatusCode;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Body;
-use crate::auth::{Bearer, Session, bearer_hash, password};
+use crate::auth::client::Client;
+use crate::auth::throttle::Attempt;
+use crate::auth::{Bearer, Credentials, Session, bearer_hash, password};
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
-use crate::repo::sessions::{self, Lives};
+use crate::repo::sessions::{self, Listed, Lives};
 use crate::repo::users::{self, User};
 use crate::server::App;
 
@@ -30,6 +37,21 @@ pub struct Refresh {
     refresh_token: SecretString,
 }
 
+/// Request of [`change_password`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePassword {
+    current_password: SecretString,
+    new_password: SecretString,
+}
+
+/// Response of [`list`].
+#[derive(Serialize)]
+pub struct Sessions {
+    items: Vec<Listed>,
+    next_cursor: Option<String>,
+}
+
 /// Response of [`login`] and [`refresh`].
 #[derive(Serialize)]
 pub struct Tokens {
@@ -40,37 +62,64 @@ pub struct Tokens {
     refresh_token: String,
 }
 
-/// 200 with tokens; 401 `bad_credentials`; 422 when the body breaks the type.
-pub async fn login(ctx: TenantContext, body: Body<Login>) -> Result<Json<Tokens>, ApiError> {
+/// 200 with tokens; 401 `bad_credentials`; 422 when the body breaks the type; 429 `too_many_attempts` after too many
+/// failures for the account or from the address.
+pub async fn login(ctx: TenantContext, client: Client, body: Body<Login>) -> Result<Json<Tokens>, ApiError> {
     let app = ctx.app().clone();
     let Login { email, password } = body.value;
     let email = email.trim().to_lowercase();
+    let attempt = attempt(&app, ctx.detail().tenant.id, &email, &client)?;
+    let outcome = enter(&ctx, &client, &email, password).await;
+    match &outcome {
+        Ok(_) => app.throttle.succeeded(&attempt),
+        Err(ApiError::BadCredentials) => {}
+        // No verdict on the password.
+        Err(_) => app.throttle.undecided(&attempt),
+    }
+    outcome
+}
+
+async fn enter(
+    ctx: &TenantContext,
+    client: &Client,
+    email: &str,
+    password: SecretString,
+) -> Result<Json<Tokens>, ApiError> {
+    let (app, tenant) = (ctx.app(), ctx.detail().tenant.id);
     // What cannot be an account is refused as if it were one that does not exist.
     let possible = email.len() <= 254 && !email.contains('\0');
-    let long = secrecy::ExposeSecret::expose_secret(&password).len() > password::MAX_BYTES;
     let found = {
         // Given back before the hash is computed: hashing waits its turn, and must not hold a connection meanwhile.
-        let mut db = TenantDb::open(&ctx).await?;
-        if possible { users::by_email(&mut db, &email).await? } else { None }
+        let mut db = TenantDb::open(ctx).await?;
+        if possible { users::by_email(&mut db, email).await? } else { None }
     };
-    if long {
+    if secrecy::ExposeSecret::expose_secret(&password).len() > password::MAX_BYTES {
         return Err(ApiError::BadCredentials);
     }
     let (user, stored) = found.map_or((None, None), |(user, stored)| (Some(user), stored));
-    let tenant = ctx.detail().tenant.id;
-    let verified = app.hasher.verify(tenant, password, stored).await?;
+    let verified = app.hasher.verify(tenant, password, stored.clone()).await?;
     let Some(user) = user.filter(|_| verified) else {
         return Err(ApiError::BadCredentials);
     };
     let (access, refresh) = (Bearer::generate(tenant), Bearer::generate(tenant));
-    let mut db = TenantDb::open(&ctx).await?;
+    let mut db = TenantDb::open(ctx).await?;
     sessions::delete_expired(&mut db).await?;
-    sessions::insert(&mut db, user.id, &access, &refresh, lives(&app)).await?;
-    Ok(tokens(&app, access, refresh))
+    let (checked, generation) = ((&user, stored.as_deref()), ctx.detail().tenant.generation);
+    let origin = client.origin();
+    if !sessions::insert(&mut db, checked, &access, &refresh, lives(app), &origin, generation).await? {
+        // Changed while the password was being checked.
+        return Err(ApiError::BadCredentials);
+    }
+    Ok(tokens(app, access, refresh))
 }
 
-/// 200 with new tokens; the old ones end. 401 when the token is unknown, used or expired.
-pub async fn refresh(ctx: TenantContext, body: Body<Refresh>) -> Result<Json<Tokens>, ApiError> {
+/// 200 with new tokens; the old ones end. 401 when the token is unknown, used or expired; one that comes again after it
+/// was exchanged ends its session.
+pub async fn refresh(
+    ctx: TenantContext,
+    client: Client,
+    body: Body<Refresh>,
+) -> Result<Json<Tokens>, ApiError> {
     let app = ctx.app().clone();
     let tenant = ctx.detail().tenant.id;
     let old = secrecy::ExposeSecret::expose_secret(&body.value.refresh_token);
@@ -79,8 +128,9 @@ pub async fn refresh(ctx: TenantContext, body: Body<Refresh>) -> Result<Json<Tok
     }
     let old = bearer_hash(tenant, old);
     let (access, refresh) = (Bearer::generate(tenant), Bearer::generate(tenant));
+    let since = ctx.detail().sessions_since;
     let mut db = TenantDb::open(&ctx).await?;
-    if sessions::rotate(&mut db, &old, &access, &refresh, lives(&app)).await? {
+    if sessions::rotate(&mut db, &old, &access, &refresh, lives(&app), &client.origin(), since).await? {
         Ok(tokens(&app, access, refresh))
     } else {
         Err(ApiError::Unauthenticated)
@@ -89,13 +139,77 @@ pub async fn refresh(ctx: TenantContext, body: Body<Refresh>) -> Result<Json<Tok
 
 /// 204; the session's tokens end.
 pub async fn logout(mut session: Session) -> Result<StatusCode, ApiError> {
-    sessions::delete(&mut session.db, session.id).await?;
+    sessions::delete(&mut session.db, session.user.id, session.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// 200 with the user.
 pub async fn me(session: Session) -> Json<User> {
     Json(session.user)
+}
+
+/// 200 with the user's own sessions, oldest first.
+pub async fn list(mut session: Session) -> Result<Json<Sessions>, ApiError> {
+    let (user, since) = (session.user.id, session.ctx.detail().sessions_since);
+    let items = sessions::list(&mut session.db, user, session.id, since).await?;
+    Ok(Json(Sessions { items, next_cursor: None }))
+}
+
+/// 204; one of the user's own sessions ends. 404 for any other.
+pub async fn end(
+    mut session: Session,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let (user, id) = (session.user.id, super::id(id)?);
+    if sessions::delete(&mut session.db, user, id).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::NotFound)
+    }
+}
+
+/// 204; the password is another, and all other sessions of the user end. 401 `bad_credentials` when the current one is
+/// wrong, 422 when the new one is too short or too long, 429 as for a login.
+pub async fn change_password(
+    credentials: Credentials,
+    client: Client,
+    body: Body<ChangePassword>,
+) -> Result<StatusCode, ApiError> {
+    let mut session = credentials.session().await?;
+    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
+    let attempt = attempt(&app, tenant, &session.user.email, &client)?;
+    let (_, stored) = users::get(&mut session.db, session.user.id).await?.ok_or(ApiError::Unauthenticated)?;
+    let ChangePassword { current_password, new_password } = body.value;
+    if secrecy::ExposeSecret::expose_secret(&current_password).len() > password::MAX_BYTES {
+        return Err(ApiError::BadCredentials);
+    }
+    let hashing = async {
+        let verified = app.hasher.verify(tenant, current_password, stored).await;
+        match verified {
+            Ok(true) => app.throttle.succeeded(&attempt),
+            Ok(false) => return Err(ApiError::BadCredentials),
+            Err(e) => {
+                app.throttle.undecided(&attempt);
+                return Err(e);
+            }
+        }
+        app.hasher.hash(tenant, new_password).await
+    };
+    let hash = session.without_connection(hashing).await??;
+    let (user, id) = (session.user.id, session.id);
+    let mut tx = session.db.transaction().await?;
+    users::set_password(&mut tx, user, &hash).await?;
+    sessions::delete_all(&mut tx, user, Some(id)).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether another password may be tried.
+fn attempt(app: &App, tenant: TenantId, account: &str, client: &Client) -> Result<Attempt, ApiError> {
+    app.throttle.admit(tenant, account, client.address, Instant::now()).map_err(|wait| {
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        ApiError::TooManyAttempts { seconds }
+    })
 }
 
 fn lives(app: &App) -> Lives {

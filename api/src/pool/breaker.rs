@@ -5,7 +5,7 @@
 //! it again for twice as long. There is one for each tenant's pool and one for each PostgreSQL server; whose fault a
 //! failure is, is for [`Failure::is_servers`].
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,9 @@ impl Failure {
     }
 }
 
+/// How long a failure counts together with others'.
+const MEMORY: Duration = Duration::from_secs(30);
+
 /// Where a breaker stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -86,7 +89,7 @@ pub struct Breaker {
 
 #[derive(Debug)]
 enum State {
-    Closed { failed: BTreeSet<u64> },
+    Closed { failed: BTreeMap<u64, Instant> },
     Open { until: Instant, pause: Duration, why: Failure },
     HalfOpen { pause: Duration, why: Failure },
 }
@@ -94,7 +97,7 @@ enum State {
 impl Breaker {
     /// Opens when `parties` different ones have failed in a row; for `pause` at first, and never for more than `longest`.
     pub fn new(parties: usize, pause: Duration, longest: Duration) -> Self {
-        let state = Mutex::new(State::Closed { failed: BTreeSet::new() });
+        let state = Mutex::new(State::Closed { failed: BTreeMap::new() });
         Self { state, parties: parties.max(1), pause, longest: longest.max(pause) }
     }
 
@@ -129,7 +132,7 @@ impl Breaker {
         let mut state = self.lock();
         // The usual case costs nothing.
         if !matches!(&*state, State::Closed { failed } if failed.is_empty()) {
-            *state = State::Closed { failed: BTreeSet::new() };
+            *state = State::Closed { failed: BTreeMap::new() };
         }
     }
 
@@ -138,7 +141,8 @@ impl Breaker {
         let mut state = self.lock();
         let pause = match &mut *state {
             State::Closed { failed } => {
-                failed.insert(party);
+                failed.retain(|_, at| now.saturating_duration_since(*at) < MEMORY);
+                failed.insert(party, now);
                 if failed.len() < self.parties {
                     return false;
                 }
@@ -218,5 +222,11 @@ mod tests {
         assert!(!b.failed(t, 1, Failure::Silent));
         assert!(b.failed(t, 2, Failure::Silent));
         assert!(!b.failed(t, 4, Failure::Silent), "one that was on its way");
+        b.succeeded();
+        assert!(!b.failed(t, 1, Failure::Silent) && !b.failed(t, 2, Failure::Silent));
+        assert!(
+            !b.failed(t + MEMORY, 3, Failure::Silent),
+            "hours apart they have nothing to do with each other"
+        );
     }
 }

@@ -29,13 +29,6 @@ const TURN: u32 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PoolId(u64);
 
-impl PoolId {
-    /// Tells it from all others of its budget.
-    pub fn number(self) -> u64 {
-        self.0
-    }
-}
-
 /// What a budget wants to know of a connection.
 pub trait Usable: Send + 'static {
     /// Whether it can be lent again.
@@ -91,6 +84,11 @@ impl Mark {
         self.0.load(Ordering::Acquire)
     }
 
+    /// Whether it is that very mark.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Marks it; true the first time.
     fn leave(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
@@ -131,13 +129,18 @@ impl<C: Usable> Budget<C> {
         self.settle();
     }
 
-    /// A turn in that pool, within `patience`.
+    /// A turn in that pool, within `patience`. Where it may not open a connection, only those that there are count.
     ///
     /// # Errors
     /// [`NoTurn`].
-    pub async fn turn(self: &Arc<Self>, pool: PoolId, patience: Duration) -> Result<Turn<C>, NoTurn> {
+    pub async fn turn(
+        self: &Arc<Self>,
+        pool: PoolId,
+        may_open: bool,
+        patience: Duration,
+    ) -> Result<Turn<C>, NoTurn> {
         let mut gone = Vec::new();
-        let ticket = self.state().ask(pool, &mut gone);
+        let ticket = self.state().ask(pool, may_open, &mut gone);
         drop(gone);
         let (number, turn) = match ticket? {
             Ticket::Granted(grant) => return Ok(self.hand(pool, grant)),
@@ -233,7 +236,8 @@ impl<C: Usable> Slot<C> {
 
 impl<C: Usable> Drop for Slot<C> {
     fn drop(&mut self) {
-        self.budget.state().free(self.pool, &self.mark);
+        let left = self.budget.state().free(self.pool, &self.mark);
+        drop(left);
         self.budget.settle();
     }
 }
@@ -254,6 +258,13 @@ impl<C: Usable> Held<C> {
         let idle = self.idle.take().expect("held until dropped");
         self.budget.state().leaves(&idle.mark);
         idle.connection
+    }
+}
+
+impl<C: Usable> Held<C> {
+    /// Takes a connection out that may be long in closing: nobody counts on its place.
+    pub fn take_lost(mut self) -> C {
+        self.idle.take().expect("held until dropped").connection
     }
 }
 

@@ -101,6 +101,9 @@ impl Connection {
     }
 }
 
+/// The hosts' own deadlines come first.
+const MARGIN: Duration = Duration::from_millis(50);
+
 /// Opens a connection in that place, on a task of its own: if the request goes away meanwhile, the next one has it.
 /// `ended` hears how it went.
 pub(super) fn open_in(
@@ -112,9 +115,11 @@ pub(super) fn open_in(
     let (tx, rx) = oneshot::channel();
     tasks::detach("tenant-connect", async move {
         let slot = Arc::new(slot);
-        let opened =
-            tokio::time::timeout(*config.connect_timeout, open(&detail, &config, slot.clone())).await;
-        let timed_out = opened.is_err();
+        // Whether any host was left in the middle of something.
+        let mut timed_out = false;
+        let opening = open(&detail, &config, slot.clone(), &mut timed_out);
+        let opened = tokio::time::timeout(*config.connect_timeout + MARGIN, opening).await;
+        let timed_out = timed_out || opened.is_err();
         let mut held = None;
         let outcome = match opened {
             Ok(Ok(connection)) => {
@@ -146,6 +151,7 @@ async fn open(
     detail: &TenantDetail,
     config: &PoolConfig,
     slot: Arc<Slot<Connection>>,
+    timed_out: &mut bool,
 ) -> Result<Connection, ConnectError> {
     let p = &detail.placement;
     let hosts: Vec<_> = p.hosts.iter().collect();
@@ -160,7 +166,10 @@ async fn open(
                 tracing::debug!(host, port, error = %e, "not this host");
                 last = e;
             }
-            Err(_) => last = ConnectError::Timeout,
+            Err(_) => {
+                *timed_out = true;
+                last = ConnectError::Timeout;
+            }
         }
     }
     Err(last)

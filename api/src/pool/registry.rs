@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,8 @@ pub struct Lease {
     held: Option<Held<Connection>>,
     pool: Arc<TenantPool>,
     registry: Registry,
+    /// Set when a statement of a transaction got no answer in time.
+    silent: Arc<AtomicBool>,
     /// Set while a statement runs: a lease that is dropped then is not reusable.
     busy: bool,
 }
@@ -63,6 +65,11 @@ impl Lease {
     /// The client, and the mark that something is running on it.
     pub fn parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
         (&mut self.held.as_mut().expect("held until dropped").get().client, &mut self.busy)
+    }
+
+    /// Where a transaction leaves word that it got no answer in time.
+    pub(crate) fn silent(&self) -> Arc<AtomicBool> {
+        self.silent.clone()
     }
 
     /// A statement got no answer in time: nothing of this pool is to be trusted.
@@ -74,9 +81,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.silent.load(Ordering::Acquire) {
+            self.went_silent();
+        }
         let Some(held) = self.held.take() else { return };
         if self.busy {
-            let connection = held.take();
+            let connection = held.take_lost();
             let transport = self.pool.detail.placement.transport.clone();
             tasks::detach("tenant-cancel", cancel_and_close(connection, transport));
         }
@@ -126,8 +136,9 @@ impl Registry {
         let pool = self.pool(detail)?;
         pool.last_used.store(self.0.now_ms(), Ordering::Relaxed);
         let budget = &pool.server.budget;
-        // With nothing to lend, who may not connect need not wait for a place either.
-        if let Some(why) = pool.refuses(Instant::now())
+        // With nothing to lend, who may not connect need not wait either.
+        let refused = pool.refuses(Instant::now());
+        if let Some(why) = refused
             && budget.count(pool.id).all == 0
         {
             return Err(PoolError::Resting(why));
@@ -135,7 +146,7 @@ impl Registry {
         let deadline = Instant::now() + *self.0.config.wait_timeout;
         loop {
             let patience = deadline.saturating_duration_since(Instant::now());
-            let turn = budget.turn(pool.id, patience).await.map_err(|e| match e {
+            let turn = budget.turn(pool.id, refused.is_none(), patience).await.map_err(|e| match e {
                 NoTurn::Full => PoolError::Queue,
                 NoTurn::Closed => PoolError::Closed,
                 NoTurn::Late => PoolError::Wait,
@@ -155,12 +166,14 @@ impl Registry {
     /// Cleans a connection that was used before. None when the server has ended it.
     async fn reuse(&self, pool: Arc<TenantPool>, held: Held<Connection>) -> Result<Option<Lease>, PoolError> {
         // Busy until it is clean: a request that goes away meanwhile must not leave it to the next.
-        let mut lease = Lease { held: Some(held), pool, registry: self.clone(), busy: true };
+        let mut lease =
+            Lease { held: Some(held), pool, registry: self.clone(), silent: Arc::default(), busy: true };
         let connection = lease.held.as_mut().expect("just put there").get();
         let cleaned = tokio::time::timeout(*self.0.config.connect_timeout, connection.clean()).await;
         match cleaned {
             Ok(Ok(())) => {
                 lease.busy = false;
+                lease.pool.server.breaker.succeeded();
                 Ok(Some(lease))
             }
             Ok(Err(_)) => {
@@ -192,7 +205,13 @@ impl Registry {
                 Err(e) => this.note(&owner, e.failure()),
             });
         match opened.await {
-            Ok(Ok(held)) => Ok(Lease { held: Some(held), pool, registry: self.clone(), busy: false }),
+            Ok(Ok(held)) => Ok(Lease {
+                held: Some(held),
+                pool,
+                registry: self.clone(),
+                silent: Arc::default(),
+                busy: false,
+            }),
             Ok(Err(e)) => match e.failure() {
                 Failure::WrongDatabase => {
                     self.0.metrics.identity_mismatches.inc();
@@ -209,7 +228,8 @@ impl Registry {
 
     /// Tells the breakers of a failure.
     fn note(&self, pool: &TenantPool, why: Failure) {
-        let (now, party) = (Instant::now(), pool.id.number());
+        // The tenant, however often its pool was opened.
+        let (now, party) = (Instant::now(), pool.detail.tenant.id.as_uuid().as_u64_pair().1);
         if pool.breaker.failed(now, party, why) {
             self.0.metrics.breaker_opened("tenant", why);
             tracing::warn!(tenant.slug = %pool.detail.tenant.slug, reason = why.as_str(), "tenant's breaker opens");

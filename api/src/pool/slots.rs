@@ -7,8 +7,9 @@
 //!
 //! A node is alive while it holds the advisory lock of its number. A process that dies loses the lock together with
 //! its connections, and the others have its slots within a heartbeat; one that is slow keeps both. With the master
-//! away everybody keeps what they have (rule 7): nobody can take any, then. After a restart of the master nodes have
-//! ten seconds to come back. What is left open: a node that alone has lost the master for longer than TCP waits goes on
+//! away everybody keeps what they have (rule 7): nobody can take any, then. When the master was away, or another took its
+//! place, all come back at about the same time, without their locks: a node buries nobody before its own session is
+//! five seconds old. What is left open: a node that alone has lost the master for longer than TCP waits goes on
 //! with its slots, while the others think it gone.
 
 use std::collections::{HashMap, VecDeque};
@@ -29,8 +30,10 @@ use super::registry::Registry;
 
 /// `gmah` in ASCII: the first half of a node's lock.
 const LOCK: i32 = 0x676d_6168;
-/// How long nodes have to come back after the master was restarted, in seconds.
-const RETURN: f64 = 10.0;
+/// How old a node's own session must be before it takes another for dead, in seconds.
+const RETURN: f64 = 5.0;
+/// How often a node tries to get its lock, which an older session of its own may hold for a while.
+const LOCK_RETRY: Duration = Duration::from_millis(250);
 /// Least time between two looks at the master, however short this node is.
 const GAP: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts to reach the master.
@@ -85,19 +88,23 @@ async fn session(
     wants: &mut Wants,
 ) -> Result<Infallible, SlotsError> {
     let mut listening = pg::listen(master, "gmah api slots", "gmah_slots", 1024).await?;
-    tokio::time::timeout(master.timeout, register(&listening.client, node)).await??;
-    let tick = node.heartbeat / 3;
+    let number = tokio::time::timeout(master.timeout, register(&listening.client, node)).await??;
+    let mut is_locked = false;
     let mut next_tick = Instant::now();
     loop {
         let began = Instant::now();
         if began >= next_tick {
-            next_tick = began + tick;
+            if !is_locked {
+                let locking = async { listening.client.query_one(TRY_LOCK, &[&LOCK, &number]).await };
+                is_locked = tokio::time::timeout(master.timeout, locking).await??.get(0);
+            }
             let beat = async { listening.client.execute(BEAT, &[&node.id]).await };
             if tokio::time::timeout(master.timeout, beat).await?? == 0 {
                 // Taken for dead: begin again, with nothing.
                 return Err(SlotsError::Ended);
             }
             wants.age();
+            next_tick = began + if is_locked { node.heartbeat / 3 } else { LOCK_RETRY };
         }
         for (name, budget) in registry.budgets() {
             let wanted = wants.of(&name, budget.demand());
@@ -126,12 +133,10 @@ async fn drained(listening: &mut Listening, me: Uuid) -> Result<(), SlotsError> 
     }
 }
 
-async fn register(client: &Client, node: &Node) -> Result<(), SlotsError> {
+/// The node's number, under which it holds its lock.
+async fn register(client: &Client, node: &Node) -> Result<i32, SlotsError> {
     let version = env!("CARGO_PKG_VERSION");
-    let number: i32 = client.query_one(REGISTER, &[&node.id, &node.address, &version]).await?.get("number");
-    // An older session of this very node may still hold it, for as long as the server does not know that it ended.
-    client.execute("select pg_try_advisory_lock($1, $2)", &[&LOCK, &number]).await?;
-    Ok(())
+    Ok(client.query_one(REGISTER, &[&node.id, &node.address, &version]).await?.get("number"))
 }
 
 /// One node's row, and the others'.
@@ -187,7 +192,7 @@ async fn rebalance(
 }
 
 async fn rows(client: &Client, node: &Node, server: &str, wanted: usize) -> Result<Vec<Row>, SlotsError> {
-    let rows = client.query(ROWS, &[&server, &LOCK, &RETURN]).await?;
+    let rows = client.query(ROWS, &[&server, &LOCK, &RETURN, &node.id]).await?;
     Ok(with_own(node, wanted, &rows))
 }
 
@@ -197,7 +202,7 @@ async fn rows_within(
     server: &str,
     wanted: usize,
 ) -> Result<Vec<Row>, SlotsError> {
-    let rows = tx.query(ROWS, &[&server, &LOCK, &RETURN]).await?;
+    let rows = tx.query(ROWS, &[&server, &LOCK, &RETURN, &node.id]).await?;
     Ok(with_own(node, wanted, &rows))
 }
 
@@ -293,6 +298,7 @@ impl Wants {
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("slots/register", REGISTER),
     ("slots/beat", BEAT),
+    ("slots/try_lock", TRY_LOCK),
     ("slots/rows", ROWS),
     ("slots/lock_server", LOCK_SERVER),
     ("slots/bury", BURY),
@@ -304,13 +310,13 @@ const REGISTER: &str = "insert into nodes (id, role, address, version) values ($
 
 const BEAT: &str = "update nodes set heartbeat_at = now() where id = $1";
 
-/// Whether node `n` is gone: its session has ended, by itself a second ago, or with the master a while ago, when that was
-/// restarted and took all sessions along. A node that just lost its session comes back within the second.
+/// Whether node `n` is gone: it holds no lock, and has not said anything for a while, in which this node, `$4`, was there to
+/// hear it.
 macro_rules! gone {
     () => {
-        "(n.heartbeat_at < now() - interval '1 second'
-          and (n.session_at > pg_postmaster_start_time()
-               or now() > pg_postmaster_start_time() + make_interval(secs => $3))
+        "(n.heartbeat_at < now() - interval '1500 milliseconds' and n.id <> $4
+          and exists (
+              select from nodes me where me.id = $4 and me.session_at < now() - make_interval(secs => $3))
           and not exists (
               select from pg_locks l join pg_database d on d.oid = l.database
               where l.locktype = 'advisory' and d.datname = current_database() and l.objsubid = 2
@@ -328,11 +334,13 @@ const ROWS: &str = concat!(
     " order by s.node_id limit 10000"
 );
 
-const LOCK_SERVER: &str = "select id from database_servers where name = $1 for update";
+const LOCK_SERVER: &str = "select id from database_servers where name = $1 for no key update";
+
+const TRY_LOCK: &str = "select pg_try_advisory_lock($1, $2)";
 
 /// Forgets nodes that are gone.
 const BURY: &str = concat!(
-    "delete from nodes n using node_slots s where s.node_id = n.id and s.server_id = $1 and n.id <> $4 and ",
+    "delete from nodes n using node_slots s where s.node_id = n.id and s.server_id = $1 and ",
     gone!()
 );
 

@@ -1,7 +1,7 @@
 -- Primary keys of organizations, plans, database_servers and organization_features.
 select o.id, o.slug, o.status, o.generation, o.revision, o.name, o.plan, o.settings, o.limits,
        coalesce((o.limits ->> 'members')::bigint, p.max_members::bigint) as max_members,
-       o.database_name, o.role_name, o.role_password, o.placement,
+       o.sessions_since, o.database_name, o.role_name, o.role_password, o.placement,
        s.name as server, s.host, s.port, s.tls, s.tls_ca,
        array(select f.module from organization_features f
              where f.organization_id = o.id and f.enabled order by f.module) as modules

@@ -328,6 +328,7 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
         modules: row.get("modules"),
         limits: row.get("limits"),
         settings: row.get("settings"),
+        sessions_since: Generation(row.get("sessions_since")),
         placement: Placement {
             server: server.as_str().into(),
             hosts,

@@ -61,6 +61,8 @@ struct Pool<C: Usable> {
     max: usize,
     max_waiting: usize,
     open: bool,
+    /// False while its breaker refuses: then it lends what it has, and opens nothing.
+    may_open: bool,
     connections: usize,
     idle: Vec<Idle<C>>,
     waiting: VecDeque<Waiter<C>>,
@@ -74,7 +76,8 @@ impl<C: Usable> State<C> {
     pub(super) fn open_pool(&mut self, max: usize, max_waiting: usize) -> PoolId {
         let id = PoolId(self.number());
         let (idle, waiting) = (Vec::new(), VecDeque::new());
-        self.pools.insert(id, Pool { max, max_waiting, open: true, connections: 0, idle, waiting });
+        self.pools
+            .insert(id, Pool { max, max_waiting, open: true, may_open: true, connections: 0, idle, waiting });
         id
     }
 
@@ -100,8 +103,15 @@ impl<C: Usable> State<C> {
     }
 
     /// A connection or a place at once, or a ticket. Whatever is put into `gone` must be dropped.
-    pub(super) fn ask(&mut self, id: PoolId, gone: &mut Vec<Idle<C>>) -> Result<Ticket<C>, NoTurn> {
+    pub(super) fn ask(
+        &mut self,
+        id: PoolId,
+        may_open: bool,
+        gone: &mut Vec<Idle<C>>,
+    ) -> Result<Ticket<C>, NoTurn> {
+        let most = most(self.limit);
         let pool = self.pools.get_mut(&id).filter(|p| p.open).ok_or(NoTurn::Closed)?;
+        pool.may_open = may_open;
         let mut found = None;
         if pool.waiting.is_empty() {
             while let Some(idle) = pool.idle.pop() {
@@ -112,12 +122,12 @@ impl<C: Usable> State<C> {
                 gone.push(idle);
             }
         }
-        let may_open = pool.connections < pool.max.min(most(self.limit));
+        let opens = pool.room(most) > 0;
         gone.iter().for_each(|i| self.leaves(&i.mark));
         if let Some(idle) = found {
             return Ok(Ticket::Granted(Grant::Reuse(idle)));
         }
-        if may_open && self.used < self.limit && self.neediest(None).is_none() {
+        if opens && self.used < self.limit && self.neediest(None).is_none() {
             return Ok(Ticket::Granted(Grant::Open(self.take_place(id))));
         }
         let number = self.number();
@@ -175,17 +185,21 @@ impl<C: Usable> State<C> {
         Back::Kept
     }
 
-    /// The connection of a place has ended.
-    pub(super) fn free(&mut self, id: PoolId, mark: &Mark) {
+    /// The connection of a place has ended; what is left of it, if it was idle.
+    #[must_use]
+    pub(super) fn free(&mut self, id: PoolId, mark: &Mark) -> Vec<Idle<C>> {
         // Whoever still holds the connection must not count it as on its way any more.
         if !mark.leave() {
             self.leaving -= 1;
         }
         self.used -= 1;
+        let mut left = Vec::new();
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.connections -= 1;
+            left.extend(pool.idle.extract_if(.., |i| i.mark.is(mark)));
         }
         self.forget_empty(id);
+        left
     }
 
     /// A connection is being closed: its place is on its way to somebody.
@@ -211,9 +225,12 @@ impl<C: Usable> State<C> {
                 || now.saturating_duration_since(i.used) > idle
                 || now.saturating_duration_since(i.opened) > lifetime
         };
-        self.take_idle(None, ends)
+        let taken = self.take_idle(None, ends);
+        taken.iter().for_each(|i| self.leaves(&i.mark));
+        taken
     }
 
+    /// Their places are not counted as on their way: a server that is silent may keep them for long.
     #[must_use]
     pub(super) fn clear(&mut self, id: PoolId) -> Vec<Idle<C>> {
         self.take_idle(Some(id), |_| true)
@@ -230,8 +247,8 @@ impl<C: Usable> State<C> {
 
     pub(super) fn demand(&self) -> usize {
         let (used, waiting) = self.load();
-        let idle: usize = self.pools.values().map(|p| p.idle.len()).sum();
-        used - self.leaving - idle + waiting
+        let idle = self.pools.values().flat_map(|p| &p.idle).filter(|i| !i.mark.is_leaving()).count();
+        (used + waiting).saturating_sub(self.leaving + idle)
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -243,7 +260,6 @@ impl<C: Usable> State<C> {
         for (_, pool) in self.pools.iter_mut().filter(|(id, _)| only.is_none_or(|o| o == **id)) {
             taken.extend(pool.idle.extract_if(.., |i| ends(i)));
         }
-        taken.iter().for_each(|i| self.leaves(&i.mark));
         taken
     }
 
@@ -272,7 +288,7 @@ impl<C: Usable> State<C> {
             .queued
             .iter()
             .filter_map(|q| self.pools.get(q))
-            .map(|p| p.waiting.len().min(p.max.min(most).saturating_sub(p.connections)))
+            .map(|p| p.waiting.len().min(p.room(most)))
             .sum();
         wanted > self.limit.saturating_sub(self.used - self.leaving)
     }
@@ -285,7 +301,7 @@ impl<C: Usable> State<C> {
             .iter()
             .filter(|q| Some(**q) != but)
             .filter_map(|q| Some((*q, self.pools.get(q)?)))
-            .filter(|(_, p)| p.open && p.connections < p.max.min(most))
+            .filter(|(_, p)| p.room(most) > 0)
             .filter_map(|(id, p)| Some((id, p.connections, p.waiting.front()?.number)))
             .min_by_key(|(_, connections, number)| (*connections, *number))
     }
@@ -317,6 +333,13 @@ impl<C: Usable> State<C> {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+impl<C: Usable> Pool<C> {
+    /// How many connections it may open.
+    fn room(&self, most: usize) -> usize {
+        if self.open && self.may_open { self.max.min(most).saturating_sub(self.connections) } else { 0 }
     }
 }
 

@@ -33,7 +33,7 @@ fn opened(turn: Turn<Fake>) -> Held<Fake> {
 }
 
 async fn get(budget: &Arc<Budget<Fake>>, pool: PoolId) -> Held<Fake> {
-    opened(budget.turn(pool, LONG).await.expect("a turn"))
+    opened(budget.turn(pool, true, LONG).await.expect("a turn"))
 }
 
 fn waits(budget: &Arc<Budget<Fake>>, pool: PoolId) -> tokio::task::JoinHandle<Held<Fake>> {
@@ -52,7 +52,7 @@ async fn the_longest_unused_gives_up_first_and_leased_ones_never() {
     let budget = budget(2);
     let [a, b, c] = [(); 3].map(|()| budget.open_pool(1, 10));
     let (of_a, of_b) = (get(&budget, a).await, get(&budget, b).await);
-    let refused = budget.turn(c, Duration::from_millis(20)).await.err();
+    let refused = budget.turn(c, true, Duration::from_millis(20)).await.err();
     assert_eq!(refused, Some(NoTurn::Late), "both leased");
     drop(of_b);
     drop(of_a);
@@ -71,7 +71,7 @@ async fn one_tenant_does_not_get_all() {
     for _ in 0..7 {
         held.push(get(&budget, a).await);
     }
-    assert_eq!(budget.turn(a, Duration::ZERO).await.err(), Some(NoTurn::Late), "an eighth is left");
+    assert_eq!(budget.turn(a, true, Duration::ZERO).await.err(), Some(NoTurn::Late), "an eighth is left");
     let of_b = get(&budget, b).await;
     // Both want more. What comes back of the one that holds more goes to the other, until they are even.
     let for_b: Vec<_> = (0..3).map(|_| waits(&budget, b)).collect();
@@ -146,12 +146,12 @@ async fn a_closed_pool_lends_nothing_and_keeps_nothing() {
     let held = get(&budget, a).await;
     let waits = {
         let budget = budget.clone();
-        gmah_shared::tasks::detach("waits", async move { budget.turn(a, LONG).await.err() })
+        gmah_shared::tasks::detach("waits", async move { budget.turn(a, true, LONG).await.err() })
     };
     waiting(&budget, 1).await;
     budget.close_pool(a);
     assert_eq!(waits.await.expect("joined"), Some(NoTurn::Closed));
-    assert_eq!(budget.turn(a, LONG).await.err(), Some(NoTurn::Closed));
+    assert_eq!(budget.turn(a, true, LONG).await.err(), Some(NoTurn::Closed));
     assert_eq!(budget.load(), (1, 0));
     drop(held);
     assert_eq!(budget.load(), (0, 0));
@@ -168,7 +168,7 @@ async fn dead_connections_and_queues_are_bounded() {
     let held = get(&budget, a).await;
     let waits = waits(&budget, a);
     waiting(&budget, 1).await;
-    assert_eq!(budget.turn(a, LONG).await.err(), Some(NoTurn::Full));
+    assert_eq!(budget.turn(a, true, LONG).await.err(), Some(NoTurn::Full));
     waits.abort();
     waiting(&budget, 0).await;
     drop(held);
@@ -259,5 +259,42 @@ proptest! {
             budget.reap(Duration::ZERO, LONG);
             assert_eq!(budget.load(), (0, 0));
         });
+    }
+}
+
+/// Who may not open a connection waits for those that there are, and takes nobody else's meanwhile.
+#[tokio::test]
+async fn a_refused_pool_lends_what_it_has() {
+    let budget = budget(2);
+    let [a, b] = [(); 2].map(|()| budget.open_pool(2, 10));
+    let (of_a, of_b) = (get(&budget, a).await, get(&budget, b).await);
+    drop(of_b);
+    let waits = {
+        let budget = budget.clone();
+        gmah_shared::tasks::detach("waits", async move { budget.turn(a, false, LONG).await.map(opened) })
+    };
+    waiting(&budget, 1).await;
+    assert_eq!(budget.count(b).idle, 1, "nothing is given up for it");
+    drop(of_a);
+    drop(waits.await.expect("joined").expect("its own"));
+}
+
+#[tokio::test]
+async fn an_idle_one_that_ends_by_itself_is_forgotten_at_once() {
+    let budget = budget(4);
+    let a = budget.open_pool(2, 10);
+    let Turn::Open(slot) = budget.turn(a, true, LONG).await.expect("turn") else {
+        panic!("nothing to reuse")
+    };
+    drop(slot.holds(Fake { _slot: Arc::new(other_slot(&budget, a).await), alive: true }));
+    assert_eq!(budget.count(a), Count { all: 2, idle: 1 });
+    drop(slot);
+    assert_eq!((budget.count(a), budget.demand()), (Count::default(), 0));
+}
+
+async fn other_slot(budget: &Arc<Budget<Fake>>, pool: PoolId) -> Slot<Fake> {
+    match budget.turn(pool, true, LONG).await.expect("turn") {
+        Turn::Open(slot) => slot,
+        Turn::Reuse(_) => panic!("nothing to reuse"),
     }
 }

@@ -1,5 +1,7 @@
 -- Index: users_email.
-select id, email, name, role, password_hash
-from users
-where email = $1 and disabled_at is null
+select u.id, u.email, u.name, u.role, u.disabled_at is not null as disabled, u.created_at, u.updated_at,
+       r.permissions, u.password_hash
+from users u
+join roles r on r.key = u.role
+where u.email = $1 and u.disabled_at is null
 limit 1

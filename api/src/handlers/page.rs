@@ -1,0 +1,75 @@
+//! Pages of lists: `?limit=` from 1 to 200 and `?cursor=`.
+
+use axum::extract::Query as Params;
+use axum::extract::rejection::QueryRejection;
+use gmah_shared::tenant::TenantId;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Cursors;
+use crate::error::ApiError;
+
+/// Query of a list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Response of a list.
+#[derive(Debug, Serialize)]
+pub struct List<T> {
+    items: Vec<T>,
+    next_cursor: Option<String>,
+}
+
+/// A page that can be asked for.
+pub struct Wanted<'a> {
+    cursors: &'a Cursors,
+    tenant: TenantId,
+    list: &'static str,
+    limit: usize,
+    /// The id after which it begins.
+    pub after: Option<Uuid>,
+}
+
+const DEFAULT_LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 200;
+
+impl Page {
+    /// Checks a query of `list`.
+    ///
+    /// # Errors
+    /// 400 for what cannot be read and for a cursor of another list, 422 for a limit outside 1 to 200.
+    pub fn wanted<'a>(
+        params: Result<Params<Self>, QueryRejection>,
+        cursors: &'a Cursors,
+        tenant: TenantId,
+        list: &'static str,
+    ) -> Result<Wanted<'a>, ApiError> {
+        let Params(page) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
+        let limit = page.limit.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            return Err(ApiError::invalid("limit", "must be from 1 to 200"));
+        }
+        let after = page.cursor.map(|c| cursors.decode(tenant, list, &c)).transpose()?;
+        Ok(Wanted { cursors, tenant, list, limit: limit as usize, after })
+    }
+}
+
+impl Wanted<'_> {
+    /// How many rows to read: one more than asked for says whether there is another page.
+    pub fn rows(&self) -> i64 {
+        self.limit as i64 + 1
+    }
+
+    /// The page out of those rows.
+    pub fn page<T>(&self, mut items: Vec<T>, id: impl Fn(&T) -> Uuid) -> List<T> {
+        let more = items.len() > self.limit;
+        items.truncate(self.limit);
+        let last = items.last().filter(|_| more);
+        let next_cursor = last.map(|last| self.cursors.encode(self.tenant, self.list, id(last)));
+        List { items, next_cursor }
+    }
+}

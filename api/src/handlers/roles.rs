@@ -1,0 +1,157 @@
+//! `/api/v1/roles`: what users may do, by name.
+
+use axum::Json;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::users::rights_now;
+use super::{Answer, Asked, Body, once};
+use crate::auth::rights::{Rights, is_known};
+use crate::auth::{Credentials, Session};
+use crate::error::{ApiError, Conflict};
+use crate::repo::roles::{self, Role};
+
+/// Request of [`create`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    key: String,
+    title: String,
+    permissions: Vec<String>,
+}
+
+/// Request of [`update`]: what is left out stays.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    #[serde(default)]
+    title: Option<String>,
+    #[serde(default)]
+    permissions: Option<Vec<String>>,
+}
+
+/// Response of [`list`]: at most a hundred of an organisation's own, so there are no pages.
+#[derive(Serialize)]
+pub struct All {
+    items: Vec<Role>,
+    next_cursor: Option<String>,
+}
+
+/// 200 with every role, by key. Needs `users.read`.
+pub async fn list(mut session: Session) -> Result<Json<All>, ApiError> {
+    session.require("users.read")?;
+    Ok(Json(All { items: roles::list(&mut session.db).await?, next_cursor: None }))
+}
+
+/// 201 with the role; 409 `role_taken`; 403 for permissions that the caller has not. Needs `roles.write`.
+pub async fn create(
+    credentials: Credentials,
+    asked: Asked,
+    body: Body<Create>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    session.require("roles.write")?;
+    let Create { key, title, permissions } = body.value;
+    let well_formed = key.len() <= 63
+        && key.starts_with(|c: char| c.is_ascii_lowercase())
+        && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if !well_formed {
+        return Err(ApiError::invalid("key", "begins with a letter and holds only a-z, 0-9 and _"));
+    }
+    let title = super::name("title", &title, 100)?;
+    let rights = known(permissions)?;
+    let id = session.id;
+    once(&mut session, &asked, &body.raw, async move |tx| {
+        covered(&rights_now(tx, id, "roles.write").await?, &rights)?;
+        if !roles::insert(tx, &key, &title, &rights).await? {
+            return Err(ApiError::Conflict(Conflict::RoleTaken));
+        }
+        let made = roles::get_locked(tx, &key).await?.ok_or(ApiError::Internal)?;
+        Answer::new(StatusCode::CREATED, &made)
+    })
+    .await
+}
+
+/// 200 with the role, which goes for its users at once; 409 `role_builtin`; 403 for permissions that the caller has not,
+/// or that the role has and the caller has not. Needs `roles.write`.
+pub async fn update(
+    credentials: Credentials,
+    asked: Asked,
+    key: Result<Path<String>, PathRejection>,
+    body: Body<Update>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    session.require("roles.write")?;
+    let Path(key) = key.map_err(|_| ApiError::NotFound)?;
+    let Update { title, permissions } = body.value;
+    if title.is_none() && permissions.is_none() {
+        return Err(ApiError::invalid(".", "must change something"));
+    }
+    let title = title.map(|t| super::name("title", &t, 100)).transpose()?;
+    let rights = permissions.map(known).transpose()?;
+    let id = session.id;
+    once(&mut session, &asked, &body.raw, async move |tx| {
+        let own = rights_now(tx, id, "roles.write").await?;
+        if let Some(rights) = &rights {
+            covered(&own, rights)?;
+        }
+        changeable(roles::get_locked(tx, &key).await?, &own)?;
+        roles::update(tx, &key, title.as_deref(), rights.as_ref()).await?;
+        let after = roles::get_locked(tx, &key).await?.ok_or(ApiError::NotFound)?;
+        Answer::new(StatusCode::OK, &after)
+    })
+    .await
+}
+
+/// 204; 409 `role_in_use` while a user has it, `role_builtin`. Needs `roles.write`.
+pub async fn delete(
+    credentials: Credentials,
+    asked: Asked,
+    key: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    session.require("roles.write")?;
+    let Path(key) = key.map_err(|_| ApiError::NotFound)?;
+    let id = session.id;
+    once(&mut session, &asked, &Bytes::new(), async move |tx| {
+        let own = rights_now(tx, id, "roles.write").await?;
+        changeable(roles::get_locked(tx, &key).await?, &own)?;
+        if roles::is_used(tx, &key).await? {
+            return Err(ApiError::Conflict(Conflict::RoleInUse));
+        }
+        roles::delete(tx, &key).await?;
+        Ok(Answer::nothing())
+    })
+    .await
+}
+
+/// The permissions, if they mean something.
+fn known(permissions: Vec<String>) -> Result<Rights, ApiError> {
+    if permissions.len() > 200 {
+        return Err(ApiError::invalid("permissions", "must be at most 200"));
+    }
+    if let Some(n) = permissions.iter().position(|p| !is_known(p)) {
+        return Err(ApiError::invalid(
+            &format!("permissions[{n}]"),
+            "must be a permission, or a pattern of some",
+        ));
+    }
+    Ok(Rights::new(permissions))
+}
+
+/// Nobody gives away what they do not have.
+fn covered(own: &Rights, rights: &Rights) -> Result<(), ApiError> {
+    if own.cover(rights) { Ok(()) } else { Err(ApiError::Forbidden) }
+}
+
+fn changeable(role: Option<Role>, own: &Rights) -> Result<Role, ApiError> {
+    let role = role.ok_or(ApiError::NotFound)?;
+    if role.is_builtin {
+        return Err(ApiError::Conflict(Conflict::RoleBuiltin));
+    }
+    if own.cover(&role.permissions) { Ok(role) } else { Err(ApiError::Forbidden) }
+}

@@ -1,0 +1,162 @@
+//! `/api/v1/users`: who may log in, and as what.
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query as Params};
+use axum::response::Response;
+use http::StatusCode;
+use secrecy::SecretString;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{Answer, Asked, Body, List, Page, once};
+use crate::auth::rights::Rights;
+use crate::auth::{Credentials, Session};
+use crate::db::TenantTx;
+use crate::error::{ApiError, Conflict};
+use crate::repo::users::{self, Change, NewUser, User};
+use crate::repo::{roles, sessions};
+
+const LIST: &str = "users";
+
+/// Request of [`create`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    email: String,
+    name: String,
+    role: String,
+    /// Without one nobody can log in as this user yet.
+    #[serde(default)]
+    password: Option<SecretString>,
+}
+
+/// Request of [`update`]: what is left out stays.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    role: Option<String>,
+    #[serde(default)]
+    disabled: Option<bool>,
+}
+
+/// 200 with a page, oldest first. Needs `users.read`.
+pub async fn list(
+    mut session: Session,
+    params: Result<Params<Page>, QueryRejection>,
+) -> Result<Json<List<User>>, ApiError> {
+    session.require("users.read")?;
+    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
+    let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
+    let found = users::list(&mut session.db, wanted.after, wanted.rows()).await?;
+    Ok(Json(wanted.page(found, |u| u.id)))
+}
+
+/// 200 with the user; 404 for any id that is not one here. Needs `users.read`.
+pub async fn show(
+    mut session: Session,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<User>, ApiError> {
+    session.require("users.read")?;
+    let id = super::id(id)?;
+    users::get(&mut session.db, id).await?.map(|(user, _)| Json(user)).ok_or(ApiError::NotFound)
+}
+
+/// 201 with the user; 409 `email_taken`; 422 for a role that there is not; 403 for one that may do what the caller may
+/// not. Needs `users.write`.
+pub async fn create(
+    credentials: Credentials,
+    asked: Asked,
+    body: Body<Create>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    session.require("users.write")?;
+    let Create { email, name, role, password } = body.value;
+    let email = email.trim().to_lowercase();
+    if !users::is_email(&email) {
+        return Err(ApiError::invalid("email", "must be an e-mail address"));
+    }
+    let name = super::name("name", &name, 200)?;
+    let password_hash = match password {
+        Some(password) => {
+            let tenant = session.ctx.detail().tenant.id;
+            let hasher = session.ctx.app().hasher.clone();
+            // Hashing waits its turn, and must not hold a connection meanwhile.
+            let hash = hasher.hash(tenant, password);
+            Some(session.without_connection(hash).await??)
+        }
+        None => None,
+    };
+    let id = session.id;
+    once(&mut session, &asked, &body.raw, async move |tx| {
+        let own = rights_now(tx, id, "users.write").await?;
+        grantable(tx, &own, &role).await?;
+        let new = NewUser { email, name, role, password_hash };
+        let made = users::insert(tx, &new).await?.ok_or(ApiError::Conflict(Conflict::EmailTaken))?;
+        Answer::new(StatusCode::CREATED, &made)
+    })
+    .await
+}
+
+/// 200 with the user. A user that is disabled, or gets another role, is logged out everywhere. 409 `last_administrator`
+/// when nobody would be left who may do everything; 403 for users and roles that may do what the caller may not. Needs
+/// `users.write`.
+pub async fn update(
+    credentials: Credentials,
+    asked: Asked,
+    id: Result<Path<String>, PathRejection>,
+    body: Body<Update>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    session.require("users.write")?;
+    let id = super::id(id)?;
+    let Update { name, role, disabled } = body.value;
+    if name.is_none() && role.is_none() && disabled.is_none() {
+        return Err(ApiError::invalid(".", "must change something"));
+    }
+    let name = name.map(|n| super::name("name", &n, 200)).transpose()?;
+    let asking = session.id;
+    once(&mut session, &asked, &body.raw, async move |tx| {
+        let own = rights_now(tx, asking, "users.write").await?;
+        let (before, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
+        if !own.cover(&before.permissions) {
+            return Err(ApiError::Forbidden);
+        }
+        if let Some(role) = &role {
+            grantable(tx, &own, role).await?;
+        }
+        let leaves = role.as_ref().is_some_and(|r| *r != before.role) || disabled == Some(true);
+        users::update(tx, id, &Change { name, role, disabled }).await?;
+        if leaves {
+            sessions::delete_all(tx, id, None).await?;
+        }
+        if !users::has_administrator(tx).await? {
+            return Err(ApiError::Conflict(Conflict::LastAdministrator));
+        }
+        let (after, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
+        Answer::new(StatusCode::OK, &after)
+    })
+    .await
+}
+
+/// What the caller may do, with nobody changing users or roles until the transaction ends: while a request waited, its
+/// user may have become another.
+pub(super) async fn rights_now(
+    tx: &mut TenantTx<'_>,
+    session: Uuid,
+    permission: &str,
+) -> Result<Rights, ApiError> {
+    users::lock_administrators(tx).await?;
+    let own = sessions::rights(tx, session).await?.ok_or(ApiError::Unauthenticated)?;
+    if own.allow(permission) { Ok(own) } else { Err(ApiError::Forbidden) }
+}
+
+/// Refuses roles that there are not, and those that may do what `own` may not.
+async fn grantable(tx: &mut TenantTx<'_>, own: &Rights, role: &str) -> Result<(), ApiError> {
+    let role =
+        roles::get_locked(tx, role).await?.ok_or_else(|| ApiError::invalid("role", "must be a role"))?;
+    if own.cover(&role.permissions) { Ok(()) } else { Err(ApiError::Forbidden) }
+}

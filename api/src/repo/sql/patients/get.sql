@@ -1,0 +1,5 @@
+-- Index: primary key.
+select id, first_name, last_name, birth_date, phone, created_at, updated_at
+from patients
+where id = $1
+limit 1

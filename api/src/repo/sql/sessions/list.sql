@@ -1,0 +1,6 @@
+-- Index: sessions_user.
+select id, created_at, used_at, address, user_agent
+from sessions
+where user_id = $1 and refresh_expires_at > now() and generation >= $2
+order by id
+limit 200
