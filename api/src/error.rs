@@ -89,6 +89,12 @@ pub enum Conflict {
     RoleBuiltin,
     /// Nobody would be left who may do everything.
     LastAdministrator,
+    /// The loan does not stand where this can be done.
+    LoanStatus,
+    /// The payment is taken back already, or takes back another.
+    PaymentReversed,
+    /// More would have come back than went out.
+    PaymentNeeded,
 }
 
 impl Conflict {
@@ -98,6 +104,9 @@ impl Conflict {
             Self::RoleTaken => ("role_taken", "There is such a role already."),
             Self::RoleInUse => ("role_in_use", "Users have this role."),
             Self::RoleBuiltin => ("role_builtin", "This role cannot be changed."),
+            Self::LoanStatus => ("loan_status", "The loan's status does not allow this."),
+            Self::PaymentReversed => ("payment_reversed", "This payment cannot be reversed any more."),
+            Self::PaymentNeeded => ("payment_needed", "What was repaid since has to be reversed first."),
             Self::LastAdministrator => ("last_administrator", "There must be one administrator at least."),
         }
     }

@@ -1,8 +1,10 @@
 //! One file per noun: request type, a few calls to [`crate::repo`], response type.
 
 pub mod auth;
+pub mod loans;
 pub mod members;
 pub mod patients;
+pub mod payments;
 pub mod roles;
 pub mod tenant;
 pub mod users;

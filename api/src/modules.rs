@@ -43,14 +43,29 @@ pub const OPTIONAL: &[Module] = &[
     Module {
         key: LOANS,
         title: "Members, loans and payments of a free-loan society",
-        permissions: &["members.read", "members.write"],
+        permissions: &[
+            "members.read",
+            "members.write",
+            "loans.read",
+            "loans.write",
+            "loans.approve",
+            "payments.read",
+            "payments.write",
+        ],
         migrations: MigrationSet {
             name: LOANS,
-            files: &[Migration {
-                version: 1,
-                name: "members",
-                sql: include_str!("../migrations/loans/0001_members.sql"),
-            }],
+            files: &[
+                Migration {
+                    version: 1,
+                    name: "members",
+                    sql: include_str!("../migrations/loans/0001_members.sql"),
+                },
+                Migration {
+                    version: 2,
+                    name: "loans",
+                    sql: include_str!("../migrations/loans/0002_loans.sql"),
+                },
+            ],
         },
     },
     Module {

@@ -3,11 +3,19 @@
 //! A test prepares every statement of [`STATEMENTS`] against a migrated database.
 
 pub mod idempotency;
+pub mod loans;
 pub mod members;
 pub mod patients;
+pub mod payments;
 pub mod roles;
 pub mod sessions;
 pub mod users;
+
+/// Days in JSON: `YYYY-MM-DD`.
+pub(crate) mod date {
+    time::serde::format_description!(day, Date, "[year]-[month]-[day]");
+    pub(crate) use day::{deserialize, option, serialize};
+}
 
 /// Every statement, by the file that holds it.
 pub const STATEMENTS: &[(&str, &str)] = &[
@@ -39,6 +47,15 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("members/insert", members::INSERT),
     ("members/count", members::COUNT),
     ("members/lock", members::LOCK),
+    ("loans/list", loans::LIST),
+    ("loans/get", loans::GET),
+    ("loans/insert", loans::INSERT),
+    ("loans/insert_guarantors", loans::INSERT_GUARANTORS),
+    ("loans/lock", loans::LOCK),
+    ("loans/set_status", loans::SET_STATUS),
+    ("payments/list", payments::LIST),
+    ("payments/get", payments::GET),
+    ("payments/insert", payments::INSERT),
     ("patients/list", patients::LIST),
     ("patients/get", patients::GET),
     ("patients/insert", patients::INSERT),

@@ -12,7 +12,7 @@ use axum::routing::{MethodRouter, delete, get, patch, post};
 
 use crate::context;
 use crate::error::ApiError;
-use crate::handlers::{auth, members, patients, roles, tenant, users};
+use crate::handlers::{auth, loans, members, patients, payments, roles, tenant, users};
 use crate::modules::{LOANS, PATIENTS};
 use crate::server::App;
 
@@ -68,6 +68,14 @@ pub const TABLE: &[Route] = &[
     route("GET", "/api/v1/members", Access::User, Some(LOANS)),
     route("POST", "/api/v1/members", Access::User, Some(LOANS)),
     route("GET", "/api/v1/members/{id}", Access::User, Some(LOANS)),
+    route("GET", "/api/v1/loans", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/loans", Access::User, Some(LOANS)),
+    route("GET", "/api/v1/loans/{id}", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/loans/{id}/approve", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/loans/{id}/write-off", Access::User, Some(LOANS)),
+    route("GET", "/api/v1/loans/{id}/payments", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/loans/{id}/payments", Access::User, Some(LOANS)),
+    route("POST", "/api/v1/loans/{id}/payments/{payment}/reversal", Access::User, Some(LOANS)),
     route("GET", "/api/v1/patients", Access::User, Some(PATIENTS)),
     route("POST", "/api/v1/patients", Access::User, Some(PATIENTS)),
     route("GET", "/api/v1/patients/{id}", Access::User, Some(PATIENTS)),
@@ -109,6 +117,14 @@ fn handler(r: &Route) -> MethodRouter<Arc<App>> {
         ("GET", "/api/v1/members") => get(members::list),
         ("POST", "/api/v1/members") => post(members::create),
         ("GET", "/api/v1/members/{id}") => get(members::show),
+        ("GET", "/api/v1/loans") => get(loans::list),
+        ("POST", "/api/v1/loans") => post(loans::create),
+        ("GET", "/api/v1/loans/{id}") => get(loans::show),
+        ("POST", "/api/v1/loans/{id}/approve") => post(loans::approve),
+        ("POST", "/api/v1/loans/{id}/write-off") => post(loans::write_off),
+        ("GET", "/api/v1/loans/{id}/payments") => get(payments::list),
+        ("POST", "/api/v1/loans/{id}/payments") => post(payments::create),
+        ("POST", "/api/v1/loans/{id}/payments/{payment}/reversal") => post(payments::reverse),
         ("GET", "/api/v1/patients") => get(patients::list),
         ("POST", "/api/v1/patients") => post(patients::create),
         ("GET", "/api/v1/patients/{id}") => get(patients::show),

@@ -11,9 +11,10 @@ use crate::harness::{Answer, Dev};
 /// A well-formed request to a route, for an organisation whose member is `member`.
 fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
     match (route.method, route.path) {
-        ("GET", "/api/v1/tenant" | "/api/v1/auth/me" | "/api/v1/members" | "/api/v1/patients") => {
-            (route.path.into(), None)
-        }
+        (
+            "GET",
+            "/api/v1/tenant" | "/api/v1/auth/me" | "/api/v1/members" | "/api/v1/patients" | "/api/v1/loans",
+        ) => (route.path.into(), None),
         ("POST", "/api/v1/auth/logout") => (route.path.into(), None),
         ("POST", "/api/v1/auth/login") => {
             (route.path.into(), Some(json!({"email": "admin@paris.example", "password": "wrong password"})))
@@ -25,6 +26,20 @@ fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
             (route.path.into(), Some(json!({"first_name": "Ada", "last_name": "Lovelace"})))
         }
         ("GET", "/api/v1/auth/sessions" | "/api/v1/users" | "/api/v1/roles") => (route.path.into(), None),
+        ("POST", "/api/v1/loans") => (
+            route.path.into(),
+            Some(json!({"member_id": member, "amount": 1000, "currency": "EUR", "installments": 1})),
+        ),
+        ("GET", "/api/v1/loans/{id}") => (format!("/api/v1/loans/{member}"), None),
+        ("POST", "/api/v1/loans/{id}/approve") => (format!("/api/v1/loans/{member}/approve"), None),
+        ("POST", "/api/v1/loans/{id}/write-off") => (format!("/api/v1/loans/{member}/write-off"), None),
+        ("GET", "/api/v1/loans/{id}/payments") => (format!("/api/v1/loans/{member}/payments"), None),
+        ("POST", "/api/v1/loans/{id}/payments") => {
+            (format!("/api/v1/loans/{member}/payments"), Some(json!({"direction": "out", "amount": 1})))
+        }
+        ("POST", "/api/v1/loans/{id}/payments/{payment}/reversal") => {
+            (format!("/api/v1/loans/{member}/payments/{member}/reversal"), None)
+        }
         ("POST", "/api/v1/patients") => (
             route.path.into(),
             Some(json!({"first_name": "Ada", "last_name": "Lovelace", "birth_date": "1985-12-10"})),

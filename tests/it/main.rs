@@ -21,6 +21,7 @@ mod headers;
 mod hosts;
 mod isolation;
 mod limits;
+mod loans;
 mod members;
 mod metrics;
 mod modules;

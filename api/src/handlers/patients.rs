@@ -12,6 +12,7 @@ use super::{Answer, Asked, Body, List, Page, once};
 use crate::auth::{Credentials, Session};
 use crate::error::ApiError;
 use crate::modules::PATIENTS;
+use crate::repo::date;
 use crate::repo::patients::{self, NewPatient, Patient};
 
 const LIST: &str = "patients";
@@ -23,7 +24,7 @@ pub struct Create {
     first_name: String,
     last_name: String,
     /// `YYYY-MM-DD`.
-    #[serde(with = "patients::date")]
+    #[serde(with = "date")]
     birth_date: Date,
     #[serde(default)]
     phone: Option<String>,

@@ -5,9 +5,8 @@ use time::{Date, OffsetDateTime};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::date;
 use crate::db::{DbError, Query};
-
-time::serde::format_description!(pub(crate) date, Date, "[year]-[month]-[day]");
 
 /// A patient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
