@@ -137,7 +137,8 @@ async fn migrating_the_fleet() {
     for database in ["gmah_org_lyon", "gmah_org_paris"] {
         dev.execute(database, "delete from schema_migrations where set_name = 'loans'").await;
     }
-    dev.execute("gmah_org_lyon", "drop table members").await;
+    let drop = "drop table payments, loan_guarantors, loans, members; drop function payments_stay";
+    dev.execute("gmah_org_lyon", drop).await;
     let dry = dev.cli(&["tenant", "migrate", "lyon", "--dry-run"]).await;
     assert!(String::from_utf8_lossy(&dry.stdout).contains("would apply loans/0001_members"), "{dry:?}");
     assert_eq!(dev.value("gmah_org_lyon", "select to_regclass('members') is null").await, "t");
