@@ -10,7 +10,7 @@ use axum::Router;
 use futures::FutureExt as _;
 use gmah_shared::catalog::listen::{self, Listeners, Topic};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, TenantDetail};
-use gmah_shared::config::{Listen, Settings};
+use gmah_shared::config::{Listen, Postgres, Settings};
 use gmah_shared::dns::Dns;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
@@ -99,6 +99,8 @@ pub struct RunningApi {
     app: Arc<App>,
     tasks: Tasks,
     last: Tasks,
+    master: Postgres,
+    node: uuid::Uuid,
 }
 
 impl App {
@@ -149,8 +151,9 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     let max = app.config.api.max_connections.get();
     // Ends last: until then connections may be in use, and nobody else may have their places.
     let last = Tasks::new();
+    let node_id = uuid::Uuid::now_v7();
     let node = slots::Node {
-        id: uuid::Uuid::now_v7(),
+        id: node_id,
         address: address.to_string(),
         heartbeat: *app.config.pool.heartbeat,
         budget: app.config.pool.max_per_server.get(),
@@ -160,7 +163,15 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     tasks.spawn("api-listener", serve(listener, routes::router(app.clone()), tasks.clone(), max));
     tasks.spawn("api-admin-listener", serve(admin_listener, admin::router(app.clone()), tasks.clone(), 64));
     tracing::info!(%address, admin = %admin_address, "api serves");
-    Ok(RunningApi { address, admin: admin_address, app, tasks, last })
+    Ok(RunningApi {
+        address,
+        admin: admin_address,
+        app,
+        tasks,
+        last,
+        master: settings.master.clone(),
+        node: node_id,
+    })
 }
 
 impl RunningApi {
@@ -181,8 +192,11 @@ impl RunningApi {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let _ = tokio::time::timeout(grace.min(LET_GO), let_go).await;
+        let is_free = tokio::time::timeout(grace.min(LET_GO), let_go).await.is_ok();
         self.last.stop(grace).await;
+        if is_free {
+            slots::leave(&self.master, self.node).await;
+        }
         tracing::info!("api stopped");
     }
 }

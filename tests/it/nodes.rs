@@ -133,3 +133,23 @@ async fn q08_nodes_share_one_budget() {
     let (now, demo) = eventually("within a heartbeat", patience, demo, |(a, b)| a + b == BUDGET).await;
     assert!(now > before || demo > 0, "{before}, then {now} and {demo}");
 }
+
+/// Whoever starts where a node has ended in good order has its connections at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn q08_a_node_that_ends_gives_its_part_back() {
+    let dev = Dev::start().await;
+    let id = super::pools::id(&dev, "lyon").await;
+    let nodes = || dev.value("gmah_master", "select count(*) from nodes");
+    let parts = || dev.value("gmah_master", "select count(*) from node_slots where slots > 0");
+    let (before, parts_before) = (nodes().await, parts().await);
+    for _ in 0..3 {
+        let api = roles::api(&dev, |_, _| {}).await;
+        let gmah_shared::catalog::Lookup::Found(row) = api.app().catalog.get(&id).await else {
+            panic!("lyon")
+        };
+        drop(api.app().pools.lease(&row.0).await.expect("a connection within pool.wait_timeout"));
+        assert_ne!(nodes().await, before);
+        api.stop().await;
+        assert_eq!((nodes().await, parts().await), (before.clone(), parts_before.clone()));
+    }
+}

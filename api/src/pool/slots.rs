@@ -38,6 +38,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(250);
 const GAP: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts to reach the master.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// How long a node that ends tries to say so.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// What was wanted counts for so many heartbeats.
 const MEMORY: u32 = 3;
 
@@ -77,6 +79,21 @@ pub async fn run(master: Postgres, node: Node, registry: Registry, short: Arc<No
         pause = if began.elapsed() > BACKOFF { Duration::from_millis(50) } else { pause };
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACKOFF);
+    }
+}
+
+/// Gives up what a node may have, once it has let everything go: whoever starts in its place need not wait until it is
+/// taken for dead.
+pub async fn leave(master: &Postgres, node: Uuid) {
+    let leaving = async {
+        let client = pg::connect(master, "gmah api slots").await?;
+        client.execute(LEAVE, &[&node]).await?;
+        Ok::<_, SlotsError>(())
+    };
+    match tokio::time::timeout(LEAVE_WITHIN, leaving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::debug!(error = %e, "the master did not hear that this node leaves"),
+        Err(_) => tracing::debug!("the master did not hear in time that this node leaves"),
     }
 }
 
@@ -298,6 +315,7 @@ impl Wants {
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("slots/register", REGISTER),
     ("slots/beat", BEAT),
+    ("slots/leave", LEAVE),
     ("slots/try_lock", TRY_LOCK),
     ("slots/rows", ROWS),
     ("slots/lock_server", LOCK_SERVER),
@@ -309,6 +327,8 @@ const REGISTER: &str = "insert into nodes (id, role, address, version) values ($
     on conflict (id) do update set heartbeat_at = now(), session_at = now() returning number";
 
 const BEAT: &str = "update nodes set heartbeat_at = now() where id = $1";
+
+const LEAVE: &str = "delete from nodes where id = $1";
 
 /// Whether node `n` is gone: it holds no lock, and has not said anything for a while, in which this node, `$4`, was there to
 /// hear it.
