@@ -15,11 +15,14 @@ use gmah_shared::tenant::TenantId;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 
+use self::client::Client;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
+use crate::repo::audit::Actor;
 use crate::repo::sessions;
 use crate::repo::users::User;
+use crate::routes::Route;
 
 /// A fresh bearer token and what is stored of it.
 pub struct Bearer {
@@ -49,33 +52,46 @@ pub fn bearer_hash(tenant: TenantId, token: &str) -> Vec<u8> {
 pub struct Session {
     /// The organisation.
     pub ctx: TenantContext,
+    /// Who asks.
+    pub client: Client,
     /// Its database.
     pub db: TenantDb,
     /// The user.
     pub user: User,
     /// The session's id.
     pub id: uuid::Uuid,
+    /// What was asked for.
+    pub route: &'static Route,
 }
 
 /// A bearer token that nobody has looked up yet. A handler with a body takes this, reads the body, and only then opens
 /// a [`Session`]: a body that trickles in must not hold a connection.
 pub struct Credentials {
     ctx: TenantContext,
+    client: Client,
     hash: Vec<u8>,
+    route: &'static Route,
 }
 
 impl Credentials {
-    /// The session of the token.
+    /// The session of the token, if its user may ask for this route here.
     ///
     /// # Errors
-    /// [`ApiError::Unauthenticated`], or what opening a connection refuses.
+    /// [`ApiError::Unauthenticated`], [`ApiError::ModuleDisabled`], [`ApiError::Forbidden`], or what opening a connection
+    /// refuses.
     pub async fn session(self) -> Result<Session, ApiError> {
-        let Self { ctx, hash } = self;
+        let Self { ctx, client, hash, route } = self;
         let mut db = TenantDb::open(&ctx).await?;
         let since = ctx.detail().sessions_since;
         let found = sessions::by_access_hash(&mut db, &hash, since).await?;
         let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
-        Ok(Session { ctx, db, user, id })
+        if let Some(module) = route.module {
+            ctx.require_module(module)?;
+        }
+        if route.permission.is_some_and(|wanted| !user.permissions.allow(wanted)) {
+            return Err(ApiError::Forbidden);
+        }
+        Ok(Session { ctx, client, db, user, id, route })
     }
 }
 
@@ -85,7 +101,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Credentials {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let ctx = TenantContext::from_request_parts(parts, state).await?;
         let hash = bearer_hash(ctx.detail().tenant.id, bearer(parts)?);
-        Ok(Self { ctx, hash })
+        // Absent only on a route that somebody put beside the table: then nobody may.
+        let route = *parts.extensions.get::<&'static Route>().ok_or(ApiError::Forbidden)?;
+        let client = Client::of(&parts.headers);
+        Ok(Self { ctx, client, hash, route })
     }
 }
 
@@ -98,12 +117,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
 }
 
 impl Session {
-    /// Refuses users who may not.
-    ///
-    /// # Errors
-    /// [`ApiError::Forbidden`].
-    pub fn require(&self, permission: &str) -> Result<(), ApiError> {
-        if self.user.permissions.allow(permission) { Ok(()) } else { Err(ApiError::Forbidden) }
+    /// What is written down of the caller beside what it changes.
+    pub fn actor(&self) -> Actor {
+        Actor { id: Some(self.user.id), name: self.user.email.clone() }
     }
 
     /// Waits for something with the connection given back, and takes another one afterwards.

@@ -25,6 +25,7 @@ use crate::server::{App, DetailRow};
 pub struct TenantContext {
     app: Arc<App>,
     detail: Hit<DetailRow>,
+    request_id: Arc<str>,
 }
 
 impl TenantContext {
@@ -38,6 +39,11 @@ impl TenantContext {
         &self.detail.0
     }
 
+    /// The id by which the router and the logs know the request.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
     /// The catalog's row read anew, if the organisation is entered in another way than this context's row says.
     pub async fn reread(&self) -> Option<Self> {
         let app = &self.app;
@@ -46,7 +52,7 @@ impl TenantContext {
         let Lookup::Found(detail) = app.catalog.get(&id).await else { return None };
         let changed = !detail.0.placement.is_same(&self.detail().placement)
             && detail.0.tenant.generation == self.detail().tenant.generation;
-        changed.then(|| Self { app: app.clone(), detail })
+        changed.then(|| Self { app: app.clone(), detail, request_id: self.request_id.clone() })
     }
 
     /// Refuses unless the organisation has that module.
@@ -74,12 +80,12 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantContext {
 /// The layer before every route.
 pub async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let request_id = request_id(request.headers());
+    let request_id: Arc<str> = request_id(request.headers()).into();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let deadline = *app.config.api.request_timeout;
     let handled = async {
         let token = admit(&app, &request)?;
-        let context = resolve(&app, &token).await?;
+        let context = resolve(&app, &token, &request_id).await?;
         let counters = app.metrics.tenant(&context.detail().tenant.slug);
         request.extensions_mut().insert(context);
         Ok((next.run(request).await, counters))
@@ -107,11 +113,17 @@ fn admit(app: &App, request: &Request) -> Result<Arc<VerifiedToken>, ApiError> {
     Ok(token)
 }
 
-async fn resolve(app: &Arc<App>, token: &VerifiedToken) -> Result<TenantContext, ApiError> {
+async fn resolve(
+    app: &Arc<App>,
+    token: &VerifiedToken,
+    request_id: &Arc<str>,
+) -> Result<TenantContext, ApiError> {
     let detail = current(app, token).await?;
     match detail.0.tenant.status {
         // In maintenance the router mints no token of this generation but for requests that may pass all the same.
-        TenantStatus::Active | TenantStatus::Maintenance => Ok(TenantContext { app: app.clone(), detail }),
+        TenantStatus::Active | TenantStatus::Maintenance => {
+            Ok(TenantContext { app: app.clone(), detail, request_id: request_id.clone() })
+        }
         TenantStatus::Suspended => Err(ApiError::Suspended),
         TenantStatus::Provisioning => Err(ApiError::Unavailable),
         TenantStatus::Deleted => Err(ApiError::InvalidTenantToken),

@@ -1,5 +1,6 @@
 //! One file per noun: request type, a few calls to [`crate::repo`], response type.
 
+pub mod audit;
 pub mod auth;
 pub mod loans;
 pub mod members;
@@ -21,7 +22,7 @@ use uuid::Uuid;
 pub use body::Body;
 pub use cursor::Cursors;
 pub use page::{List, Page};
-pub use write::{Answer, Asked, once};
+pub use write::{Answer, Asked, Work, once};
 
 use crate::error::ApiError;
 

@@ -23,6 +23,7 @@ pub mod error;
 pub mod handlers;
 pub mod metrics;
 pub mod modules;
+pub mod openapi;
 pub mod pool;
 pub mod repo;
 pub mod routes;

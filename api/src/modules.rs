@@ -28,12 +28,14 @@ pub const PATIENTS: &str = "patients";
 pub const CORE: Module = Module {
     key: "core",
     title: "Users, roles and sessions",
-    permissions: &["users.read", "users.write", "roles.write"],
+    // Not `audit.read`: who may read everything else is watched by it.
+    permissions: &["users.read", "users.write", "roles.write", "audit.inspect"],
     migrations: MigrationSet {
         name: "core",
         files: &[
             Migration { version: 1, name: "init", sql: include_str!("../migrations/core/0001_init.sql") },
             Migration { version: 2, name: "rights", sql: include_str!("../migrations/core/0002_rights.sql") },
+            Migration { version: 3, name: "audit", sql: include_str!("../migrations/core/0003_audit.sql") },
         ],
     },
 };

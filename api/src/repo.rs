@@ -2,6 +2,7 @@
 //!
 //! A test prepares every statement of [`STATEMENTS`] against a migrated database.
 
+pub mod audit;
 pub mod idempotency;
 pub mod loans;
 pub mod members;
@@ -19,6 +20,8 @@ pub(crate) mod date {
 
 /// Every statement, by the file that holds it.
 pub const STATEMENTS: &[(&str, &str)] = &[
+    ("audit/insert", audit::INSERT),
+    ("audit/list", audit::LIST),
     ("users/by_email", users::BY_EMAIL),
     ("users/get", users::GET),
     ("users/list", users::LIST),

@@ -1,91 +1,103 @@
 //! The whole route table on one screen.
 //!
-//! Every route stands behind [`crate::context::layer`]: no valid tenant token, no route. The isolation matrix of the
-//! tests goes through [`TABLE`] and fails when a route is missing from it.
+//! Every route stands behind [`crate::context::layer`]: no valid tenant token, no route. What a row says of module and
+//! permission is checked where the login is ([`crate::auth::Credentials`]), before a handler's first statement. The
+//! isolation matrix of the tests goes through [`TABLE`] and fails when a route is missing from it.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, patch, post};
+use axum::routing::{delete, get, patch, post};
+use axum::{Extension, Router};
 
-use crate::context;
+mod route;
+
+pub use route::{Access, Answers, Parameter, Route};
+pub(crate) use route::{Described, Schemas};
+
 use crate::error::ApiError;
-use crate::handlers::{auth, loans, members, patients, payments, roles, tenant, users};
+use crate::handlers::{audit, auth, loans, members, patients, payments, roles, tenant, users};
 use crate::modules::{LOANS, PATIENTS};
+use crate::repo::audit::Entry;
+use crate::repo::loans::Loan;
+use crate::repo::members::Member;
+use crate::repo::patients::Patient;
+use crate::repo::payments::Payment;
+use crate::repo::roles::Role;
+use crate::repo::sessions::Listed;
+use crate::repo::users::User;
 use crate::server::App;
-
-/// What must be true before a route answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// A valid tenant token.
-    Tenant,
-    /// And a login.
-    User,
-}
-
-/// One route, for documentation and for the isolation matrix.
-#[derive(Debug, Clone, Copy)]
-pub struct Route {
-    /// Method.
-    pub method: &'static str,
-    /// Path pattern.
-    pub path: &'static str,
-    /// Who may come in.
-    pub access: Access,
-    /// Module that it belongs to.
-    pub module: Option<&'static str>,
-}
-
-const fn route(
-    method: &'static str,
-    path: &'static str,
-    access: Access,
-    module: Option<&'static str>,
-) -> Route {
-    Route { method, path, access, module }
-}
+use crate::{context, openapi};
 
 /// Every route.
+#[rustfmt::skip]
 pub const TABLE: &[Route] = &[
-    route("GET", "/api/v1/tenant", Access::Tenant, None),
-    route("POST", "/api/v1/auth/login", Access::Tenant, None),
-    route("POST", "/api/v1/auth/refresh", Access::Tenant, None),
-    route("POST", "/api/v1/auth/logout", Access::User, None),
-    route("GET", "/api/v1/auth/me", Access::User, None),
-    route("POST", "/api/v1/auth/password", Access::User, None),
-    route("GET", "/api/v1/auth/sessions", Access::User, None),
-    route("DELETE", "/api/v1/auth/sessions/{id}", Access::User, None),
-    route("GET", "/api/v1/users", Access::User, None),
-    route("POST", "/api/v1/users", Access::User, None),
-    route("GET", "/api/v1/users/{id}", Access::User, None),
-    route("PATCH", "/api/v1/users/{id}", Access::User, None),
-    route("GET", "/api/v1/roles", Access::User, None),
-    route("POST", "/api/v1/roles", Access::User, None),
-    route("PATCH", "/api/v1/roles/{key}", Access::User, None),
-    route("DELETE", "/api/v1/roles/{key}", Access::User, None),
-    route("GET", "/api/v1/members", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/members", Access::User, Some(LOANS)),
-    route("GET", "/api/v1/members/{id}", Access::User, Some(LOANS)),
-    route("GET", "/api/v1/loans", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/loans", Access::User, Some(LOANS)),
-    route("GET", "/api/v1/loans/{id}", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/loans/{id}/approve", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/loans/{id}/write-off", Access::User, Some(LOANS)),
-    route("GET", "/api/v1/loans/{id}/payments", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/loans/{id}/payments", Access::User, Some(LOANS)),
-    route("POST", "/api/v1/loans/{id}/payments/{payment}/reversal", Access::User, Some(LOANS)),
-    route("GET", "/api/v1/patients", Access::User, Some(PATIENTS)),
-    route("POST", "/api/v1/patients", Access::User, Some(PATIENTS)),
-    route("GET", "/api/v1/patients/{id}", Access::User, Some(PATIENTS)),
+    Route::new("GET", "/api/openapi.json", "This document", || get(openapi::show)).open().gives("application/json"),
+    Route::new("GET", "/api/v1/tenant", "The organisation", || get(tenant::show)).open().shows::<tenant::Show>(),
+
+    Route::new("POST", "/api/v1/auth/login", "Log in", || post(auth::login)).open()
+        .takes::<auth::Login>().shows::<auth::Tokens>(),
+    Route::new("POST", "/api/v1/auth/refresh", "Exchange a refresh token", || post(auth::refresh)).open()
+        .takes::<auth::Refresh>().shows::<auth::Tokens>(),
+    Route::new("POST", "/api/v1/auth/logout", "Log out", || post(auth::logout)),
+    Route::new("GET", "/api/v1/auth/me", "Who is logged in", || get(auth::me)).shows::<User>(),
+    Route::new("POST", "/api/v1/auth/password", "Change one's password", || post(auth::change_password))
+        .takes::<auth::ChangePassword>(),
+    Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).lists::<Listed>(),
+    Route::new("DELETE", "/api/v1/auth/sessions/{id}", "End one of one's sessions", || delete(auth::end)),
+
+    Route::new("GET", "/api/v1/users", "Users", || get(users::list)).may("users.read").lists::<User>(),
+    Route::new("POST", "/api/v1/users", "Add a user", || post(users::create)).may("users.write")
+        .takes::<users::Create>().creates::<User>(),
+    Route::new("GET", "/api/v1/users/{id}", "A user", || get(users::show)).may("users.read").shows::<User>(),
+    Route::new("PATCH", "/api/v1/users/{id}", "Change a user", || patch(users::update)).may("users.write")
+        .takes::<users::Update>().shows::<User>(),
+    Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists::<Role>(),
+    Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
+        .takes::<roles::Create>().creates::<Role>(),
+    Route::new("PATCH", "/api/v1/roles/{key}", "Change a role", || patch(roles::update)).may("roles.write")
+        .takes::<roles::Update>().shows::<Role>(),
+    Route::new("DELETE", "/api/v1/roles/{key}", "Remove a role", || delete(roles::delete)).may("roles.write"),
+
+    Route::new("GET", "/api/v1/audit", "What was done, the newest first", || get(audit::list)).may("audit.inspect")
+        .asks(audit::QUERY).lists::<Entry>(),
+
+    Route::new("GET", "/api/v1/members", "Members", || get(members::list)).of(LOANS).may("members.read")
+        .lists::<Member>(),
+    Route::new("POST", "/api/v1/members", "Add a member", || post(members::create)).of(LOANS).may("members.write")
+        .takes::<members::Create>().creates::<Member>(),
+    Route::new("GET", "/api/v1/members/{id}", "A member", || get(members::show)).of(LOANS).may("members.read")
+        .shows::<Member>(),
+    Route::new("GET", "/api/v1/loans", "Loans", || get(loans::list)).of(LOANS).may("loans.read").lists::<Loan>(),
+    Route::new("POST", "/api/v1/loans", "Draft a loan", || post(loans::create)).of(LOANS).may("loans.write")
+        .takes::<loans::Create>().creates::<Loan>(),
+    Route::new("GET", "/api/v1/loans/{id}", "A loan and its schedule", || get(loans::show)).of(LOANS).may("loans.read")
+        .shows::<loans::Shown>(),
+    Route::new("POST", "/api/v1/loans/{id}/approve", "Approve a draft", || post(loans::approve)).of(LOANS)
+        .may("loans.approve").shows::<Loan>(),
+    Route::new("POST", "/api/v1/loans/{id}/write-off", "Give up what is missing", || post(loans::write_off)).of(LOANS)
+        .may("loans.approve").shows::<Loan>(),
+    Route::new("GET", "/api/v1/loans/{id}/payments", "Payments of a loan", || get(payments::list)).of(LOANS)
+        .may("payments.read").lists::<Payment>(),
+    Route::new("POST", "/api/v1/loans/{id}/payments", "Pay out, or in", || post(payments::create)).of(LOANS)
+        .may("payments.write").takes::<payments::Create>().creates::<Payment>(),
+    Route::new("POST", "/api/v1/loans/{id}/payments/{payment}/reversal", "Take a payment back",
+        || post(payments::reverse)).of(LOANS).may("payments.write").creates::<Payment>(),
+
+    Route::new("GET", "/api/v1/patients", "Patients", || get(patients::list)).of(PATIENTS).may("patients.read")
+        .lists::<Patient>(),
+    Route::new("POST", "/api/v1/patients", "Add a patient", || post(patients::create)).of(PATIENTS)
+        .may("patients.write").takes::<patients::Create>().creates::<Patient>(),
+    Route::new("GET", "/api/v1/patients/{id}", "A patient", || get(patients::show)).of(PATIENTS).may("patients.read")
+        .shows::<Patient>(),
 ];
 
 /// The service.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    for r in TABLE {
-        router = router.route(r.path, handler(r));
+    for row in TABLE {
+        router = router.route(row.path, (row.handler)().layer(Extension(row)));
     }
     router
         .fallback(|| async { ApiError::NotFound })
@@ -93,41 +105,4 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
         .with_state(app)
-}
-
-/// The handler of a row. A row without one does not get past the first test that builds the service.
-fn handler(r: &Route) -> MethodRouter<Arc<App>> {
-    match (r.method, r.path) {
-        ("GET", "/api/v1/tenant") => get(tenant::show),
-        ("POST", "/api/v1/auth/login") => post(auth::login),
-        ("POST", "/api/v1/auth/refresh") => post(auth::refresh),
-        ("POST", "/api/v1/auth/logout") => post(auth::logout),
-        ("GET", "/api/v1/auth/me") => get(auth::me),
-        ("POST", "/api/v1/auth/password") => post(auth::change_password),
-        ("GET", "/api/v1/auth/sessions") => get(auth::list),
-        ("DELETE", "/api/v1/auth/sessions/{id}") => delete(auth::end),
-        ("GET", "/api/v1/users") => get(users::list),
-        ("POST", "/api/v1/users") => post(users::create),
-        ("GET", "/api/v1/users/{id}") => get(users::show),
-        ("PATCH", "/api/v1/users/{id}") => patch(users::update),
-        ("GET", "/api/v1/roles") => get(roles::list),
-        ("POST", "/api/v1/roles") => post(roles::create),
-        ("PATCH", "/api/v1/roles/{key}") => patch(roles::update),
-        ("DELETE", "/api/v1/roles/{key}") => delete(roles::delete),
-        ("GET", "/api/v1/members") => get(members::list),
-        ("POST", "/api/v1/members") => post(members::create),
-        ("GET", "/api/v1/members/{id}") => get(members::show),
-        ("GET", "/api/v1/loans") => get(loans::list),
-        ("POST", "/api/v1/loans") => post(loans::create),
-        ("GET", "/api/v1/loans/{id}") => get(loans::show),
-        ("POST", "/api/v1/loans/{id}/approve") => post(loans::approve),
-        ("POST", "/api/v1/loans/{id}/write-off") => post(loans::write_off),
-        ("GET", "/api/v1/loans/{id}/payments") => get(payments::list),
-        ("POST", "/api/v1/loans/{id}/payments") => post(payments::create),
-        ("POST", "/api/v1/loans/{id}/payments/{payment}/reversal") => post(payments::reverse),
-        ("GET", "/api/v1/patients") => get(patients::list),
-        ("POST", "/api/v1/patients") => post(patients::create),
-        ("GET", "/api/v1/patients/{id}") => get(patients::show),
-        (method, path) => panic!("no handler for {method} {path}"),
-    }
 }

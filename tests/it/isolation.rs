@@ -13,7 +13,8 @@ fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
     match (route.method, route.path) {
         (
             "GET",
-            "/api/v1/tenant" | "/api/v1/auth/me" | "/api/v1/members" | "/api/v1/patients" | "/api/v1/loans",
+            "/api/openapi.json" | "/api/v1/tenant" | "/api/v1/auth/me" | "/api/v1/audit" | "/api/v1/members"
+            | "/api/v1/patients" | "/api/v1/loans",
         ) => (route.path.into(), None),
         ("POST", "/api/v1/auth/logout") => (route.path.into(), None),
         ("POST", "/api/v1/auth/login") => {

@@ -28,7 +28,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
 }
 
 impl Client {
-    fn of(headers: &HeaderMap) -> Self {
+    /// Of a request's headers.
+    pub fn of(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         // The last one is the router's own word.
         let address = text("x-forwarded-for").and_then(|list| list.rsplit(',').next()?.trim().parse().ok());

@@ -6,7 +6,7 @@
 use crate::modules;
 
 /// The permissions of a role.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Rights(Vec<String>);
 

@@ -9,51 +9,52 @@ use gmah_shared::tenant::TenantId;
 use http::StatusCode;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
-use super::Body;
+use super::{Body, List};
 use crate::auth::client::Client;
 use crate::auth::throttle::Attempt;
 use crate::auth::{Bearer, Credentials, Session, bearer_hash, password};
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
+use crate::repo::audit::{self, By};
 use crate::repo::sessions::{self, Listed, Lives};
 use crate::repo::users::{self, User};
 use crate::server::App;
 
 /// Request of [`login`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Login {
+    #[schema(max_length = 254)]
     email: String,
+    #[schema(value_type = String)]
     password: SecretString,
 }
 
 /// Request of [`refresh`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Refresh {
+    #[schema(value_type = String)]
     refresh_token: SecretString,
 }
 
 /// Request of [`change_password`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangePassword {
+    #[schema(value_type = String)]
     current_password: SecretString,
+    #[schema(value_type = String, min_length = 8, max_length = 1024)]
     new_password: SecretString,
 }
 
-/// Response of [`list`].
-#[derive(Serialize)]
-pub struct Sessions {
-    items: Vec<Listed>,
-    next_cursor: Option<String>,
-}
-
 /// Response of [`login`] and [`refresh`].
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct Tokens {
     access_token: String,
     token_type: &'static str,
@@ -149,10 +150,10 @@ pub async fn me(session: Session) -> Json<User> {
 }
 
 /// 200 with the user's own sessions, oldest first.
-pub async fn list(mut session: Session) -> Result<Json<Sessions>, ApiError> {
+pub async fn list(mut session: Session) -> Result<Json<List<Listed>>, ApiError> {
     let (user, since) = (session.user.id, session.ctx.detail().sessions_since);
     let items = sessions::list(&mut session.db, user, session.id, since).await?;
-    Ok(Json(Sessions { items, next_cursor: None }))
+    Ok(Json(List::all(items)))
 }
 
 /// 204; one of the user's own sessions ends. 404 for any other.
@@ -196,10 +197,12 @@ pub async fn change_password(
         app.hasher.hash(tenant, new_password).await
     };
     let hash = session.without_connection(hashing).await??;
-    let (user, id) = (session.user.id, session.id);
+    let (by, user, id) = (By::of(&session), session.user.id, session.id);
     let mut tx = session.db.transaction().await?;
     users::set_password(&mut tx, user, &hash).await?;
     sessions::delete_all(&mut tx, user, Some(id)).await?;
+    audit::insert(&mut tx, &by, "users.change_password", Some(&user.to_string()), &Value::Null, &Value::Null)
+        .await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -15,12 +15,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use time::{Date, Month};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Answer, Asked, Body, List, Page, once};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
-use crate::modules::LOANS;
 use crate::repo::date;
 use crate::repo::loans::{self, Loan, NewLoan, Status, Stranger};
 
@@ -29,14 +29,18 @@ const LIST: &str = "loans";
 pub(super) const MOST: i64 = 1_000_000_000_000;
 
 /// Request of [`create`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LoanCreate)]
 pub struct Create {
     member_id: Uuid,
     /// Minor units.
+    #[schema(minimum = 1, maximum = 1_000_000_000_000_i64)]
     amount: i64,
     /// ISO 4217.
+    #[schema(pattern = "^[A-Z]{3}$")]
     currency: String,
+    #[schema(minimum = 1, maximum = 240)]
     installments: i32,
     #[serde(default, with = "date::option")]
     first_due_on: Option<Date>,
@@ -47,7 +51,8 @@ pub struct Create {
 }
 
 /// Response of [`show`]: the loan, and what is due when.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = LoanShown)]
 pub struct Shown {
     #[serde(flatten)]
     loan: Loan,
@@ -55,7 +60,7 @@ pub struct Shown {
 }
 
 /// One part of a loan.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Installment {
     /// From 1.
     number: i32,
@@ -66,41 +71,35 @@ pub struct Installment {
     due_on: Option<Date>,
 }
 
-/// 200 with a page, oldest first. Needs `loans.read`.
+/// 200 with a page, oldest first.
 pub async fn list(
     mut session: Session,
     params: Result<Params<Page>, QueryRejection>,
 ) -> Result<Json<List<Loan>>, ApiError> {
-    session.ctx.require_module(LOANS)?;
-    session.require("loans.read")?;
     let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
     let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
     let found = loans::list(&mut session.db, wanted.after, wanted.rows()).await?;
     Ok(Json(wanted.page(found, |l| l.id)))
 }
 
-/// 200 with the loan and its schedule; 404 for any id that is not one here. Needs `loans.read`.
+/// 200 with the loan and its schedule; 404 for any id that is not one here.
 pub async fn show(
     mut session: Session,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, ApiError> {
-    session.ctx.require_module(LOANS)?;
-    session.require("loans.read")?;
     let id = super::id(id)?;
     let loan = loans::get(&mut session.db, id).await?.ok_or(ApiError::NotFound)?;
     let schedule = schedule(loan.amount, loan.installments, loan.first_due_on);
     Ok(Json(Shown { loan, schedule }))
 }
 
-/// 201 with a draft; 422 for what is no sum, no currency, or no member. Needs `loans.write`.
+/// 201 with a draft; 422 for what is no sum, no currency, or no member.
 pub async fn create(
     credentials: Credentials,
     asked: Asked,
     body: Body<Create>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.ctx.require_module(LOANS)?;
-    session.require("loans.write")?;
     let new = check(body.value)?;
     once(&mut session, &asked, &body.raw, async move |tx| {
         let id = loans::insert(tx, &new).await?.map_err(|stranger| match stranger {
@@ -108,39 +107,38 @@ pub async fn create(
             Stranger::Guarantor => ApiError::invalid("guarantor_ids", "must be members"),
         })?;
         let made = loans::get(tx, id).await?.ok_or(ApiError::Internal)?;
+        tx.record("loans.create", id, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })
     .await
 }
 
-/// 200 with the loan; 409 `loan_status` unless it is a draft. Needs `loans.approve`.
+/// 200 with the loan; 409 `loan_status` unless it is a draft.
 pub async fn approve(
     credentials: Credentials,
     asked: Asked,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    step(credentials, asked, id, Status::Draft, Status::Approved).await
+    step(credentials, asked, id, (Status::Draft, Status::Approved), "loans.approve").await
 }
 
-/// 200 with the loan; 409 `loan_status` unless it is active. Needs `loans.approve`.
+/// 200 with the loan; 409 `loan_status` unless it is active.
 pub async fn write_off(
     credentials: Credentials,
     asked: Asked,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    step(credentials, asked, id, Status::Active, Status::WrittenOff).await
+    step(credentials, asked, id, (Status::Active, Status::WrittenOff), "loans.write_off").await
 }
 
 async fn step(
     credentials: Credentials,
     asked: Asked,
     id: Result<Path<String>, PathRejection>,
-    from: Status,
-    to: Status,
+    (from, to): (Status, Status),
+    action: &'static str,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.ctx.require_module(LOANS)?;
-    session.require("loans.approve")?;
     let id = super::id(id)?;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let loan = loans::get_locked(tx, id).await?.ok_or(ApiError::NotFound)?;
@@ -149,6 +147,7 @@ async fn step(
         }
         loans::set_status(tx, id, to).await?;
         let after = loans::get(tx, id).await?.ok_or(ApiError::Internal)?;
+        tx.record(action, id, &loan, &after).await?;
         Answer::new(StatusCode::OK, &after)
     })
     .await

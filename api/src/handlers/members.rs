@@ -6,18 +6,21 @@ use axum::extract::{Path, Query as Params};
 use axum::response::Response;
 use http::StatusCode;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::{Answer, Asked, Body, List, Page, once};
 use crate::auth::{Credentials, Session};
 use crate::error::ApiError;
-use crate::modules::LOANS;
 use crate::repo::members::{self, Member, NewMember};
 
 /// Request of [`create`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MemberCreate)]
 pub struct Create {
+    #[schema(min_length = 1, max_length = 100)]
     first_name: String,
+    #[schema(min_length = 1, max_length = 100)]
     last_name: String,
     #[serde(default)]
     email: Option<String>,
@@ -32,8 +35,6 @@ pub async fn list(
     mut session: Session,
     params: Result<Params<Page>, QueryRejection>,
 ) -> Result<Json<List<Member>>, ApiError> {
-    session.ctx.require_module(LOANS)?;
-    session.require("members.read")?;
     let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
     let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
     let found = members::list(&mut session.db, wanted.after, wanted.rows()).await?;
@@ -45,8 +46,6 @@ pub async fn show(
     mut session: Session,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Member>, ApiError> {
-    session.ctx.require_module(LOANS)?;
-    session.require("members.read")?;
     let id = super::id(id)?;
     members::get(&mut session.db, id).await?.map(Json).ok_or(ApiError::NotFound)
 }
@@ -59,8 +58,6 @@ pub async fn create(
     body: Body<Create>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.ctx.require_module(LOANS)?;
-    session.require("members.write")?;
     let new = check(body.value)?;
     let (allowed, plan) = (session.ctx.detail().max_members, session.ctx.detail().plan.clone());
     once(&mut session, &asked, &body.raw, async move |tx| {
@@ -71,6 +68,7 @@ pub async fn create(
             }
         }
         let member = members::insert(tx, &new).await?.ok_or(ApiError::Internal)?;
+        tx.record("members.create", member.id, &(), &member).await?;
         Answer::new(StatusCode::CREATED, &member)
     })
     .await

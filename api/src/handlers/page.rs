@@ -24,6 +24,13 @@ pub struct List<T> {
     next_cursor: Option<String>,
 }
 
+impl<T> List<T> {
+    /// The only page of a list that is short by nature.
+    pub fn all(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+}
+
 /// A page that can be asked for.
 pub struct Wanted<'a> {
     cursors: &'a Cursors,
@@ -49,6 +56,25 @@ impl Page {
         list: &'static str,
     ) -> Result<Wanted<'a>, ApiError> {
         let Params(page) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
+        page.check(cursors, tenant, list)
+    }
+
+    /// What a query with more than these two has of them.
+    pub fn new(limit: Option<u32>, cursor: Option<String>) -> Self {
+        Self { limit, cursor }
+    }
+
+    /// As [`Page::wanted`].
+    ///
+    /// # Errors
+    /// As [`Page::wanted`].
+    pub fn check<'a>(
+        self,
+        cursors: &'a Cursors,
+        tenant: TenantId,
+        list: &'static str,
+    ) -> Result<Wanted<'a>, ApiError> {
+        let page = self;
         let limit = page.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(ApiError::invalid("limit", "must be from 1 to 200"));

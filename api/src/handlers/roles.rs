@@ -6,27 +6,32 @@ use axum::extract::rejection::PathRejection;
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
-use super::users::rights_now;
-use super::{Answer, Asked, Body, once};
+use super::{Answer, Asked, Body, List, once};
 use crate::auth::rights::{Rights, is_known};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
 use crate::repo::roles::{self, Role};
 
 /// Request of [`create`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RoleCreate)]
 pub struct Create {
+    #[schema(pattern = "^[a-z][a-z0-9_]{0,62}$")]
     key: String,
+    #[schema(min_length = 1, max_length = 100)]
     title: String,
+    #[schema(max_items = 200)]
     permissions: Vec<String>,
 }
 
 /// Request of [`update`]: what is left out stays.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RoleUpdate)]
 pub struct Update {
     #[serde(default)]
     title: Option<String>,
@@ -34,27 +39,18 @@ pub struct Update {
     permissions: Option<Vec<String>>,
 }
 
-/// Response of [`list`]: at most a hundred of an organisation's own, so there are no pages.
-#[derive(Serialize)]
-pub struct All {
-    items: Vec<Role>,
-    next_cursor: Option<String>,
+/// 200 with every role, by key: at most a hundred of an organisation's own, so there are no pages.
+pub async fn list(mut session: Session) -> Result<Json<List<Role>>, ApiError> {
+    Ok(Json(List::all(roles::list(&mut session.db).await?)))
 }
 
-/// 200 with every role, by key. Needs `users.read`.
-pub async fn list(mut session: Session) -> Result<Json<All>, ApiError> {
-    session.require("users.read")?;
-    Ok(Json(All { items: roles::list(&mut session.db).await?, next_cursor: None }))
-}
-
-/// 201 with the role; 409 `role_taken`; 403 for permissions that the caller has not. Needs `roles.write`.
+/// 201 with the role; 409 `role_taken`; 403 for permissions that the caller has not.
 pub async fn create(
     credentials: Credentials,
     asked: Asked,
     body: Body<Create>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.require("roles.write")?;
     let Create { key, title, permissions } = body.value;
     let well_formed = key.len() <= 63
         && key.starts_with(|c: char| c.is_ascii_lowercase())
@@ -64,20 +60,20 @@ pub async fn create(
     }
     let title = super::name("title", &title, 100)?;
     let rights = known(permissions)?;
-    let id = session.id;
     once(&mut session, &asked, &body.raw, async move |tx| {
-        covered(&rights_now(tx, id, "roles.write").await?, &rights)?;
+        covered(&tx.rights_now().await?, &rights)?;
         if !roles::insert(tx, &key, &title, &rights).await? {
             return Err(ApiError::Conflict(Conflict::RoleTaken));
         }
         let made = roles::get_locked(tx, &key).await?.ok_or(ApiError::Internal)?;
+        tx.record("roles.create", &key, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })
     .await
 }
 
 /// 200 with the role, which goes for its users at once; 409 `role_builtin`; 403 for permissions that the caller has not,
-/// or that the role has and the caller has not. Needs `roles.write`.
+/// or that the role has and the caller has not.
 pub async fn update(
     credentials: Credentials,
     asked: Asked,
@@ -85,7 +81,6 @@ pub async fn update(
     body: Body<Update>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.require("roles.write")?;
     let Path(key) = key.map_err(|_| ApiError::NotFound)?;
     let Update { title, permissions } = body.value;
     if title.is_none() && permissions.is_none() {
@@ -93,37 +88,36 @@ pub async fn update(
     }
     let title = title.map(|t| super::name("title", &t, 100)).transpose()?;
     let rights = permissions.map(known).transpose()?;
-    let id = session.id;
     once(&mut session, &asked, &body.raw, async move |tx| {
-        let own = rights_now(tx, id, "roles.write").await?;
+        let own = tx.rights_now().await?;
         if let Some(rights) = &rights {
             covered(&own, rights)?;
         }
-        changeable(roles::get_locked(tx, &key).await?, &own)?;
+        let before = changeable(roles::get_locked(tx, &key).await?, &own)?;
         roles::update(tx, &key, title.as_deref(), rights.as_ref()).await?;
         let after = roles::get_locked(tx, &key).await?.ok_or(ApiError::NotFound)?;
+        tx.record("roles.update", &key, &before, &after).await?;
         Answer::new(StatusCode::OK, &after)
     })
     .await
 }
 
-/// 204; 409 `role_in_use` while a user has it, `role_builtin`. Needs `roles.write`.
+/// 204; 409 `role_in_use` while a user has it, `role_builtin`.
 pub async fn delete(
     credentials: Credentials,
     asked: Asked,
     key: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.require("roles.write")?;
     let Path(key) = key.map_err(|_| ApiError::NotFound)?;
-    let id = session.id;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
-        let own = rights_now(tx, id, "roles.write").await?;
-        changeable(roles::get_locked(tx, &key).await?, &own)?;
+        let own = tx.rights_now().await?;
+        let before = changeable(roles::get_locked(tx, &key).await?, &own)?;
         if roles::is_used(tx, &key).await? {
             return Err(ApiError::Conflict(Conflict::RoleInUse));
         }
         roles::delete(tx, &key).await?;
+        tx.record("roles.delete", &key, &before, &()).await?;
         Ok(Answer::nothing())
     })
     .await

@@ -3,17 +3,22 @@
 use axum::Json;
 use gmah_shared::tenant::{Generation, TenantId, TenantStatus};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::context::TenantContext;
 
 /// The response.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Tenant)]
 pub struct Show {
+    #[schema(value_type = uuid::Uuid)]
     id: TenantId,
     slug: String,
     name: String,
     plan: String,
+    #[schema(value_type = String)]
     status: TenantStatus,
+    #[schema(value_type = i64)]
     generation: Generation,
     modules: Vec<String>,
     limits: serde_json::Value,

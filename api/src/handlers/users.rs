@@ -7,12 +7,11 @@ use axum::response::Response;
 use http::StatusCode;
 use secrecy::SecretString;
 use serde::Deserialize;
-use uuid::Uuid;
+use utoipa::ToSchema;
 
-use super::{Answer, Asked, Body, List, Page, once};
+use super::{Answer, Asked, Body, List, Page, Work, once};
 use crate::auth::rights::Rights;
 use crate::auth::{Credentials, Session};
-use crate::db::TenantTx;
 use crate::error::{ApiError, Conflict};
 use crate::repo::users::{self, Change, NewUser, User};
 use crate::repo::{roles, sessions};
@@ -20,20 +19,25 @@ use crate::repo::{roles, sessions};
 const LIST: &str = "users";
 
 /// Request of [`create`].
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = UserCreate)]
 pub struct Create {
+    #[schema(format = Email, max_length = 254)]
     email: String,
+    #[schema(min_length = 1, max_length = 200)]
     name: String,
     role: String,
     /// Without one nobody can log in as this user yet.
     #[serde(default)]
+    #[schema(value_type = Option<String>, min_length = 8, max_length = 1024)]
     password: Option<SecretString>,
 }
 
 /// Request of [`update`]: what is left out stays.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = UserUpdate)]
 pub struct Update {
     #[serde(default)]
     name: Option<String>,
@@ -43,37 +47,34 @@ pub struct Update {
     disabled: Option<bool>,
 }
 
-/// 200 with a page, oldest first. Needs `users.read`.
+/// 200 with a page, oldest first.
 pub async fn list(
     mut session: Session,
     params: Result<Params<Page>, QueryRejection>,
 ) -> Result<Json<List<User>>, ApiError> {
-    session.require("users.read")?;
     let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
     let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
     let found = users::list(&mut session.db, wanted.after, wanted.rows()).await?;
     Ok(Json(wanted.page(found, |u| u.id)))
 }
 
-/// 200 with the user; 404 for any id that is not one here. Needs `users.read`.
+/// 200 with the user; 404 for any id that is not one here.
 pub async fn show(
     mut session: Session,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<User>, ApiError> {
-    session.require("users.read")?;
     let id = super::id(id)?;
     users::get(&mut session.db, id).await?.map(|(user, _)| Json(user)).ok_or(ApiError::NotFound)
 }
 
 /// 201 with the user; 409 `email_taken`; 422 for a role that there is not; 403 for one that may do what the caller may
-/// not. Needs `users.write`.
+/// not.
 pub async fn create(
     credentials: Credentials,
     asked: Asked,
     body: Body<Create>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.require("users.write")?;
     let Create { email, name, role, password } = body.value;
     let email = email.trim().to_lowercase();
     if !users::is_email(&email) {
@@ -90,20 +91,19 @@ pub async fn create(
         }
         None => None,
     };
-    let id = session.id;
     once(&mut session, &asked, &body.raw, async move |tx| {
-        let own = rights_now(tx, id, "users.write").await?;
+        let own = tx.rights_now().await?;
         grantable(tx, &own, &role).await?;
         let new = NewUser { email, name, role, password_hash };
         let made = users::insert(tx, &new).await?.ok_or(ApiError::Conflict(Conflict::EmailTaken))?;
+        tx.record("users.create", made.id, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })
     .await
 }
 
 /// 200 with the user. A user that is disabled, or gets another role, is logged out everywhere. 409 `last_administrator`
-/// when nobody would be left who may do everything; 403 for users and roles that may do what the caller may not. Needs
-/// `users.write`.
+/// when nobody would be left who may do everything; 403 for users and roles that may do what the caller may not.
 pub async fn update(
     credentials: Credentials,
     asked: Asked,
@@ -111,16 +111,14 @@ pub async fn update(
     body: Body<Update>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    session.require("users.write")?;
     let id = super::id(id)?;
     let Update { name, role, disabled } = body.value;
     if name.is_none() && role.is_none() && disabled.is_none() {
         return Err(ApiError::invalid(".", "must change something"));
     }
     let name = name.map(|n| super::name("name", &n, 200)).transpose()?;
-    let asking = session.id;
     once(&mut session, &asked, &body.raw, async move |tx| {
-        let own = rights_now(tx, asking, "users.write").await?;
+        let own = tx.rights_now().await?;
         let (before, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
         if !own.cover(&before.permissions) {
             return Err(ApiError::Forbidden);
@@ -137,25 +135,14 @@ pub async fn update(
             return Err(ApiError::Conflict(Conflict::LastAdministrator));
         }
         let (after, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
+        tx.record("users.update", id, &before, &after).await?;
         Answer::new(StatusCode::OK, &after)
     })
     .await
 }
 
-/// What the caller may do, with nobody changing users or roles until the transaction ends: while a request waited, its
-/// user may have become another.
-pub(super) async fn rights_now(
-    tx: &mut TenantTx<'_>,
-    session: Uuid,
-    permission: &str,
-) -> Result<Rights, ApiError> {
-    users::lock_administrators(tx).await?;
-    let own = sessions::rights(tx, session).await?.ok_or(ApiError::Unauthenticated)?;
-    if own.allow(permission) { Ok(own) } else { Err(ApiError::Forbidden) }
-}
-
 /// Refuses roles that there are not, and those that may do what `own` may not.
-async fn grantable(tx: &mut TenantTx<'_>, own: &Rights, role: &str) -> Result<(), ApiError> {
+async fn grantable(tx: &mut Work<'_, '_>, own: &Rights, role: &str) -> Result<(), ApiError> {
     let role =
         roles::get_locked(tx, role).await?.ok_or_else(|| ApiError::invalid("role", "must be a role"))?;
     if own.cover(&role.permissions) { Ok(()) } else { Err(ApiError::Forbidden) }

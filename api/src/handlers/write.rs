@@ -6,11 +6,17 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ring::hmac;
 use serde::Serialize;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 use crate::auth::Session;
-use crate::db::TenantTx;
+use crate::auth::rights::Rights;
+use crate::db::{DbError, Query, TenantTx};
 use crate::error::ApiError;
+use crate::repo::audit::{self, By};
 use crate::repo::idempotency::{self, Begun};
+use crate::repo::{sessions, users};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that an answer is that of an earlier request.
@@ -62,6 +68,65 @@ impl Answer {
     }
 }
 
+/// One transaction, by somebody: what it changes and who changed it are durable together.
+pub struct Work<'a, 't> {
+    tx: &'a mut TenantTx<'t>,
+    by: By,
+    session: Uuid,
+    permission: Option<&'static str>,
+    recorded: bool,
+}
+
+impl Work<'_, '_> {
+    /// What the caller may do, with nobody changing users or roles until the transaction ends: while a request waited, its
+    /// user may have become another.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthenticated`] or [`ApiError::Forbidden`].
+    pub async fn rights_now(&mut self) -> Result<Rights, ApiError> {
+        users::lock_administrators(self).await?;
+        let session = self.session;
+        let own = sessions::rights(self, session).await?.ok_or(ApiError::Unauthenticated)?;
+        if self.permission.is_none_or(|wanted| own.allow(wanted)) {
+            Ok(own)
+        } else {
+            Err(ApiError::Forbidden)
+        }
+    }
+
+    /// Writes down what is done: `nouns.verb`, to what, and how that was before and is after (`&()` for not at all).
+    ///
+    /// # Errors
+    /// [`ApiError::Internal`] for what is no JSON; the database's.
+    pub async fn record(
+        &mut self,
+        action: &'static str,
+        id: impl ToString,
+        before: &impl Serialize,
+        after: &impl Serialize,
+    ) -> Result<(), ApiError> {
+        let json = |e: serde_json::Result<serde_json::Value>| e.map_err(|_| ApiError::Internal);
+        let (before, after) = (json(serde_json::to_value(before))?, json(serde_json::to_value(after))?);
+        audit::insert(self.tx, &self.by, action, Some(&id.to_string()), &before, &after).await?;
+        self.recorded = true;
+        Ok(())
+    }
+}
+
+impl Query for Work<'_, '_> {
+    async fn query(
+        &mut self,
+        sql: &'static str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError> {
+        self.tx.query(sql, params).await
+    }
+
+    async fn execute(&mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+        self.tx.execute(sql, params).await
+    }
+}
+
 /// Does a piece of work in one transaction, which is undone when the work is refused. With an `Idempotency-Key` the same
 /// request again is answered the same and does nothing; another request with that key is 422.
 ///
@@ -71,9 +136,10 @@ pub async fn once(
     session: &mut Session,
     asked: &Asked,
     raw: &Bytes,
-    work: impl AsyncFnOnce(&mut TenantTx<'_>) -> Result<Answer, ApiError>,
+    work: impl AsyncFnOnce(&mut Work<'_, '_>) -> Result<Answer, ApiError>,
 ) -> Result<Response, ApiError> {
     let user = session.user.id;
+    let (by, id, permission) = (By::of(session), session.id, session.route.permission);
     let mut tx = session.db.transaction().await?;
     if let Some(key) = &asked.key {
         // Under a key: a body may hold a password, and what is stored must not help to guess it.
@@ -95,9 +161,16 @@ pub async fn once(
             }
         }
     }
-    let answer = match work(&mut tx).await {
-        Ok(answer) => answer,
-        Err(refused) => {
+    let mut doing = Work { tx: &mut tx, by, session: id, permission, recorded: false };
+    let done = work(&mut doing).await;
+    let is_recorded = doing.recorded;
+    let answer = match done {
+        Ok(answer) if is_recorded => answer,
+        outcome => {
+            let refused = outcome.err().unwrap_or_else(|| {
+                tracing::error!("a change was not written down: it is undone");
+                ApiError::Internal
+            });
             tx.rollback().await?;
             return Err(refused);
         }

@@ -6,14 +6,16 @@
 use serde::Serialize;
 use time::{Date, OffsetDateTime};
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::date;
 use crate::db::{DbError, Query};
 
 /// Where a loan stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = LoanStatus)]
 pub enum Status {
     /// Asked for.
     Draft,
@@ -61,7 +63,7 @@ impl Status {
 }
 
 /// A loan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Loan {
     /// Id, ordered by time of creation.
     pub id: Uuid,

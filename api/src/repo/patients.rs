@@ -3,13 +3,14 @@
 use serde::Serialize;
 use time::{Date, OffsetDateTime};
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::date;
 use crate::db::{DbError, Query};
 
 /// A patient.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Patient {
     /// Id, ordered by time of creation.
     pub id: Uuid,

@@ -3,13 +3,14 @@
 use serde::Serialize;
 use time::{Date, OffsetDateTime};
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::date;
 use crate::db::{DbError, Query};
 
 /// Which way the money goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// To the borrower.
@@ -28,7 +29,7 @@ impl Direction {
 }
 
 /// A payment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Payment {
     /// Id, ordered by time of creation.
     pub id: Uuid,

@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 
 use crate::auth::rights::Rights;
 use crate::db::{DbError, Query};
 
 /// A role.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Role {
     /// Key.
     pub key: String,

@@ -3,6 +3,7 @@
 use gmah_shared::tenant::Generation;
 use serde::Serialize;
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::users::{User, user};
@@ -29,7 +30,8 @@ pub struct Origin {
 }
 
 /// A session, as its user sees it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Session)]
 pub struct Listed {
     /// Id.
     pub id: Uuid,

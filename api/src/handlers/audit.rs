@@ -1,0 +1,59 @@
+//! `/api/v1/audit`: what was done here, and by whom.
+
+use axum::Json;
+use axum::extract::Query as Params;
+use axum::extract::rejection::QueryRejection;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{List, Page};
+use crate::auth::Session;
+use crate::error::ApiError;
+use crate::repo::audit::{self, Entry, Filter};
+use crate::routes::Parameter;
+
+const LIST: &str = "audit";
+
+/// What may be asked for.
+pub const QUERY: &[Parameter] = &[
+    Parameter {
+        name: "actor_id",
+        about: "Only what that user did.",
+        schema: r#"{"type": "string", "format": "uuid"}"#,
+    },
+    Parameter {
+        name: "action",
+        about: "Only such actions, as `members.create`.",
+        schema: r#"{"type": "string", "minLength": 1, "maxLength": 100}"#,
+    },
+    Parameter {
+        name: "entity_id",
+        about: "Only what was done to that.",
+        schema: r#"{"type": "string", "minLength": 1, "maxLength": 200}"#,
+    },
+];
+
+/// Query of [`list`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    limit: Option<u32>,
+    cursor: Option<String>,
+    actor_id: Option<Uuid>,
+    action: Option<String>,
+    entity_id: Option<String>,
+}
+
+/// 200 with a page, the newest first.
+pub async fn list(
+    mut session: Session,
+    params: Result<Params<Asked>, QueryRejection>,
+) -> Result<Json<List<Entry>>, ApiError> {
+    let Params(asked) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
+    let Asked { limit, cursor, actor_id, action, entity_id } = asked;
+    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
+    let wanted = Page::new(limit, cursor).check(&app.cursors, tenant, LIST)?;
+    let filter = Filter { actor_id, action, entity_id };
+    let found = audit::list(&mut session.db, &filter, wanted.after, wanted.rows()).await?;
+    Ok(Json(wanted.page(found, |e| e.id)))
+}

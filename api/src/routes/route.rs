@@ -1,0 +1,158 @@
+//! One row of the table: what may be asked, by whom, and what comes back. Routing, permission and documentation all
+//! come from it, so that none of them says something else.
+
+use std::sync::Arc;
+
+use axum::routing::MethodRouter;
+use utoipa::ToSchema;
+use utoipa::openapi::{Ref, RefOr, Schema};
+
+use crate::server::App;
+
+/// What must be true before a route answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A valid tenant token.
+    Tenant,
+    /// And a login.
+    User,
+}
+
+/// Schemas that a document needs, by name.
+pub(crate) type Schemas = Vec<(String, RefOr<Schema>)>;
+/// Adds a type's schema, and those of what is in it, and answers a reference to it.
+pub(crate) type Described = fn(&mut Schemas) -> RefOr<Schema>;
+
+/// What a route answers when all is well.
+#[derive(Debug, Clone, Copy)]
+pub enum Answers {
+    /// 204.
+    Nothing,
+    /// A status and a JSON object.
+    One(u16, Described),
+    /// 200 and a page of such objects.
+    List(Described),
+    /// 200 and something that is no JSON object of this api, of a media type.
+    Other(&'static str),
+}
+
+/// A parameter of the query.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// JSON Schema, as text.
+    pub schema: &'static str,
+}
+
+/// One route.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// Method.
+    pub method: &'static str,
+    /// Path pattern.
+    pub path: &'static str,
+    /// For the documentation.
+    pub summary: &'static str,
+    /// Who may come in.
+    pub access: Access,
+    /// Module that it belongs to.
+    pub module: Option<&'static str>,
+    /// What the user's role must allow.
+    pub permission: Option<&'static str>,
+    /// The body.
+    pub(crate) takes: Option<Described>,
+    /// The answer.
+    pub answers: Answers,
+    /// The query, but for `limit` and `cursor` of lists.
+    pub query: &'static [Parameter],
+    pub(crate) handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+impl Route {
+    /// A route for users.
+    pub(super) const fn new(
+        method: &'static str,
+        path: &'static str,
+        summary: &'static str,
+        handler: fn() -> MethodRouter<Arc<App>>,
+    ) -> Self {
+        let (access, answers) = (Access::User, Answers::Nothing);
+        let (module, permission, takes) = (None, None, None);
+        Self { method, path, summary, access, module, permission, takes, answers, query: &[], handler }
+    }
+
+    /// Needs no login.
+    pub(super) const fn open(mut self) -> Self {
+        self.access = Access::Tenant;
+        self
+    }
+
+    /// Belongs to a module.
+    pub(super) const fn of(mut self, module: &'static str) -> Self {
+        self.module = Some(module);
+        self
+    }
+
+    /// Needs a permission.
+    pub(super) const fn may(mut self, permission: &'static str) -> Self {
+        self.permission = Some(permission);
+        self
+    }
+
+    /// Takes a JSON object.
+    pub(super) const fn takes<T: ToSchema>(mut self) -> Self {
+        self.takes = Some(described::<T>);
+        self
+    }
+
+    /// Answers 200 with an object.
+    pub(super) const fn shows<T: ToSchema>(mut self) -> Self {
+        self.answers = Answers::One(200, described::<T>);
+        self
+    }
+
+    /// Answers 201 with an object.
+    pub(super) const fn creates<T: ToSchema>(mut self) -> Self {
+        self.answers = Answers::One(201, described::<T>);
+        self
+    }
+
+    /// Answers 200 with a page.
+    pub(super) const fn lists<T: ToSchema>(mut self) -> Self {
+        self.answers = Answers::List(described::<T>);
+        self
+    }
+
+    /// Answers 200 with something else.
+    pub(super) const fn gives(mut self, media_type: &'static str) -> Self {
+        self.answers = Answers::Other(media_type);
+        self
+    }
+
+    /// Takes these parameters in its query.
+    pub(super) const fn asks(mut self, query: &'static [Parameter]) -> Self {
+        self.query = query;
+        self
+    }
+
+    /// Whether it changes something.
+    pub fn is_write(&self) -> bool {
+        self.method != "GET"
+    }
+}
+
+fn described<T: ToSchema>(schemas: &mut Schemas) -> RefOr<Schema> {
+    T::schemas(schemas);
+    let name = T::name();
+    schemas.push((name.to_string(), T::schema()));
+    RefOr::Ref(Ref::from_schema_name(name))
+}
