@@ -5,6 +5,7 @@
 
 mod admin;
 mod domain;
+mod key;
 mod module;
 mod roles;
 mod server;
@@ -61,6 +62,9 @@ enum Command {
     /// Customers' own names.
     #[command(subcommand)]
     Domain(domain::DomainCommand),
+    /// Keys.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Administrators of the platform.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
@@ -109,6 +113,7 @@ impl Cli {
             Command::Module(command) => command.run(&file(config)?).await,
             Command::Server(command) => command.run(&file(config)?).await,
             Command::Domain(command) => command.run(&file(config)?).await,
+            Command::Key(command) => command.run(&file(config)?).await,
             Command::Admin(command) => command.run(&file(config)?).await,
         }
     }

@@ -1,9 +1,11 @@
 //! Who the user is.
 //!
 //! Access tokens are opaque: 256 random bits, stored as SHA-256 over organisation id and token, so that a row copied
-//! to another organisation's database opens nothing there.
+//! to another organisation's database opens nothing there. They come as a bearer, or from browsers in a cookie; keys of
+//! programs come as a bearer too, and are told by how they begin.
 
 pub mod client;
+pub mod cookies;
 pub mod password;
 pub mod rights;
 pub mod throttle;
@@ -12,17 +14,24 @@ use axum::extract::FromRequestParts;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gmah_shared::tenant::TenantId;
+use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use uuid::Uuid;
 
 use self::client::Client;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::repo::audit::Actor;
-use crate::repo::sessions;
 use crate::repo::users::User;
+use crate::repo::{api_keys, sessions};
 use crate::routes::Route;
+
+/// How keys of programs begin, so that people and scanners know one when they see it.
+pub const KEY_PREFIX: &str = "gmahk_";
+/// Characters of 32 bytes in base64 without padding.
+const SECRET: usize = 43;
 
 /// A fresh bearer token and what is stored of it.
 pub struct Bearer {
@@ -58,40 +67,86 @@ pub struct Session {
     pub db: TenantDb,
     /// The user.
     pub user: User,
-    /// The session's id.
-    pub id: uuid::Uuid,
+    /// By what the user is known.
+    pub caller: Caller,
     /// What was asked for.
     pub route: &'static Route,
 }
 
-/// A bearer token that nobody has looked up yet. A handler with a body takes this, reads the body, and only then opens
-/// a [`Session`]: a body that trickles in must not hold a connection.
+/// By what a user is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// A login.
+    Session(Uuid),
+    /// A program's key.
+    Key {
+        /// Its id.
+        id: Uuid,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Caller {
+    /// Id of the session or key.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Session(id) | Self::Key { id, .. } => *id,
+        }
+    }
+}
+
+/// What a request brings along, that nobody has looked up yet. A handler with a body takes this, reads the body, and only
+/// then opens a [`Session`]: a body that trickles in must not hold a connection.
 pub struct Credentials {
     ctx: TenantContext,
     client: Client,
     hash: Vec<u8>,
+    kind: Kind,
     route: &'static Route,
+}
+
+enum Kind {
+    Bearer,
+    Key,
+    /// With the headers that must prove a change.
+    Cookie(HeaderMap),
 }
 
 impl Credentials {
     /// The session of the token, if its user may ask for this route here.
     ///
     /// # Errors
-    /// [`ApiError::Unauthenticated`], [`ApiError::ModuleDisabled`], [`ApiError::Forbidden`], or what opening a connection
-    /// refuses.
+    /// [`ApiError::Unauthenticated`], [`ApiError::ModuleDisabled`], [`ApiError::Forbidden`], [`ApiError::CsrfFailed`], or
+    /// what opening a connection refuses.
     pub async fn session(self) -> Result<Session, ApiError> {
-        let Self { ctx, client, hash, route } = self;
+        let Self { ctx, client, hash, kind, route } = self;
         let mut db = TenantDb::open(&ctx).await?;
         let since = ctx.detail().sessions_since;
-        let found = sessions::by_access_hash(&mut db, &hash, since).await?;
-        let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
+        let (caller, user) = if matches!(kind, Kind::Key) {
+            let found = api_keys::by_hash(&mut db, &hash, since).await?;
+            let (id, name, user) = found.ok_or(ApiError::Unauthenticated)?;
+            (Caller::Key { id, name }, user)
+        } else {
+            let found = sessions::by_access_hash(&mut db, &hash, since).await?;
+            let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
+            (Caller::Session(id), user)
+        };
+        if let Kind::Cookie(headers) = &kind
+            && route.is_write()
+        {
+            let (key, tenant) = (&ctx.app().csrf, ctx.detail().tenant.id);
+            cookies::check(headers, ctx.host().as_str(), key, tenant, caller.id())?;
+        }
         if let Some(module) = route.module {
             ctx.require_module(module)?;
         }
-        if route.permission.is_some_and(|wanted| !user.permissions.allow(wanted)) {
+        let is_person = matches!(caller, Caller::Session(_));
+        let may = route.permission.is_none_or(|wanted| user.permissions.allow(wanted));
+        if !may || (route.is_personal && !is_person) {
             return Err(ApiError::Forbidden);
         }
-        Ok(Session { ctx, client, db, user, id, route })
+        Ok(Session { ctx, client, db, user, caller, route })
     }
 }
 
@@ -100,11 +155,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Credentials {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let ctx = TenantContext::from_request_parts(parts, state).await?;
-        let hash = bearer_hash(ctx.detail().tenant.id, bearer(parts)?);
+        let (token, kind) = brought(&parts.headers)?;
+        let hash = bearer_hash(ctx.detail().tenant.id, token);
         // Absent only on a route that somebody put beside the table: then nobody may.
         let route = *parts.extensions.get::<&'static Route>().ok_or(ApiError::Forbidden)?;
         let client = Client::of(&parts.headers);
-        Ok(Self { ctx, client, hash, route })
+        Ok(Self { ctx, client, hash, kind, route })
     }
 }
 
@@ -119,7 +175,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
 impl Session {
     /// What is written down of the caller beside what it changes.
     pub fn actor(&self) -> Actor {
-        Actor { id: Some(self.user.id), name: self.user.email.clone() }
+        let name = match &self.caller {
+            Caller::Session(_) => self.user.email.clone(),
+            Caller::Key { name, .. } => format!("{name} ({})", self.user.email).chars().take(254).collect(),
+        };
+        Actor { id: Some(self.user.id), name }
     }
 
     /// Waits for something with the connection given back, and takes another one afterwards.
@@ -134,17 +194,23 @@ impl Session {
     }
 }
 
-/// `Authorization: Bearer …` (RFC 6750, section 2.1), exactly once, of the length that ours have.
-fn bearer(parts: &Parts) -> Result<&str, ApiError> {
-    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return Err(ApiError::Unauthenticated);
+/// `Authorization: Bearer …` (RFC 6750, section 2.1), exactly once, of a length that ours have; or else a cookie.
+fn brought(headers: &HeaderMap) -> Result<(&str, Kind), ApiError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (first, second) = (values.next(), values.next());
+    let Some(value) = first.filter(|_| second.is_none()) else {
+        let cookie = cookies::access(headers).filter(|token| first.is_none() && token.len() == SECRET);
+        let token = cookie.ok_or(ApiError::Unauthenticated)?;
+        return Ok((token, Kind::Cookie(headers.clone())));
     };
     let text = value.to_str().map_err(|_| ApiError::Unauthenticated)?;
     let (scheme, token) = text.split_once(' ').ok_or(ApiError::Unauthenticated)?;
-    if scheme.eq_ignore_ascii_case("bearer") && token.len() == 43 {
-        Ok(token)
-    } else {
-        Err(ApiError::Unauthenticated)
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(ApiError::Unauthenticated);
+    }
+    match token.strip_prefix(KEY_PREFIX) {
+        Some(secret) if secret.len() == SECRET => Ok((token, Kind::Key)),
+        _ if token.len() == SECRET => Ok((token, Kind::Bearer)),
+        _ => Err(ApiError::Unauthenticated),
     }
 }

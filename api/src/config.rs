@@ -1,8 +1,10 @@
 //! `[api]` and `[pool]`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 /// What the api role needs beyond the shared settings.
@@ -13,6 +15,61 @@ pub struct ApiConfig {
     /// `[pool]`
     #[serde(default)]
     pub pool: Pool,
+    /// `[mail]`; without it letters stay where they are until they expire.
+    #[serde(default)]
+    pub mail: Option<Mail>,
+}
+
+/// `[mail]`: how letters leave. Either a relay or a folder.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mail {
+    /// What letters are from: `gmah <no-reply@gmah.com>`.
+    pub from: String,
+    /// Host of the relay (SMTP submission, RFC 6409).
+    #[serde(default)]
+    pub relay: Option<String>,
+    /// Port of the relay. Default 465 for `tls`, 587 for `starttls`, 25 for `none`.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// `tls`, `starttls`, or `none` where the way to the relay is private. Default `tls`.
+    #[serde(default)]
+    pub security: MailSecurity,
+    /// Whom the relay must prove to be certified by, if that is nobody whom the machine trusts: a PEM file.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Name at the relay.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// File with the password at the relay.
+    #[serde(default)]
+    password_file: Option<PathBuf>,
+    /// Variable with the password at the relay.
+    #[serde(default)]
+    password_env: Option<String>,
+    /// The password, from either.
+    #[serde(skip)]
+    pub password: Option<SecretString>,
+    /// In place of a relay: a folder in which each letter becomes a file `.eml`.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// Where links in letters lead: `{host}` is the organisation's, `{purpose}` is `invitation` or `reset`, `{token}` goes
+    /// with the new password to `POST /api/v1/auth/password/set`.
+    #[serde(default = "mail_link")]
+    pub link: String,
+}
+
+/// How the way to the relay is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MailSecurity {
+    /// From the first byte.
+    #[default]
+    Tls,
+    /// After a command, and not without.
+    Starttls,
+    /// Not at all.
+    None,
 }
 
 /// `[api]`
@@ -102,7 +159,20 @@ impl ApiConfig {
     /// # Errors
     /// [`ConfigError`] with the place of the first fault.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
-        let config: Self = file.parse()?;
+        let mut config: Self = file.parse()?;
+        if let Some(mail) = &mut config.mail {
+            for path in [&mut mail.ca_file, &mut mail.folder].into_iter().flatten() {
+                *path = file.resolve(path);
+            }
+            if mail.relay.is_some() == mail.folder.is_some() {
+                return Err(file.at(0, "mail.relay", "must be there, or mail.folder, and not both"));
+            }
+            let (path, name) = (mail.password_file.take(), mail.password_env.take());
+            mail.password = file.secret(0, "mail.password_file", path, name)?;
+            if !mail.link.contains("{token}") {
+                return Err(file.at(0, "mail.link", "must contain {token}"));
+            }
+        }
         if *config.pool.heartbeat < Duration::from_secs(1) {
             return Err(file.at(0, "pool.heartbeat", "must be 1s or more"));
         }
@@ -111,6 +181,10 @@ impl ApiConfig {
         }
         Ok(config)
     }
+}
+
+fn mail_link() -> String {
+    "https://{host}/account#{purpose}={token}".into()
 }
 
 fn request_timeout() -> HumanDuration {

@@ -12,10 +12,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gmah_shared::catalog::{Hit, Lookup, TenantDetail};
 use gmah_shared::hostname::Hostname;
-use gmah_shared::tenant::TenantStatus;
+use gmah_shared::secret::SecretError;
+use gmah_shared::secret::data::{DataKeys, Place};
+use gmah_shared::tenant::{TenantId, TenantStatus};
 use gmah_shared::token::VerifiedToken;
 use http::HeaderMap;
 use http::request::Parts;
+use zeroize::Zeroizing;
 
 use crate::error::{ApiError, render};
 use crate::server::{App, DetailRow};
@@ -26,7 +29,11 @@ pub struct TenantContext {
     app: Arc<App>,
     detail: Hit<DetailRow>,
     request_id: Arc<str>,
+    host: Hostname,
 }
+
+/// Ten years, where an organisation says nothing else.
+const AUDIT_DAYS: i32 = 3653;
 
 impl TenantContext {
     /// Everything the process shares.
@@ -37,6 +44,71 @@ impl TenantContext {
     /// What the catalog says of the organisation.
     pub fn detail(&self) -> &TenantDetail {
         &self.detail.0
+    }
+
+    /// An organisation for a task of the program's own; the organisation must be served.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] or [`ApiError::Unavailable`].
+    pub async fn of_task(app: &Arc<App>, id: TenantId) -> Result<Self, ApiError> {
+        let detail = match app.catalog.get(&id).await {
+            Lookup::Found(detail) => detail,
+            Lookup::Unknown => return Err(ApiError::NotFound),
+            Lookup::Unavailable => return Err(ApiError::Unavailable),
+        };
+        if detail.0.tenant.status != TenantStatus::Active {
+            return Err(ApiError::Unavailable);
+        }
+        let host = app.names.host_of(&detail.0.tenant.slug);
+        Ok(Self { app: app.clone(), detail, request_id: "task".into(), host })
+    }
+
+    /// The name at which the organisation was asked.
+    pub fn host(&self) -> &Hostname {
+        &self.host
+    }
+
+    /// Seals a value with the organisation's key.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when it has none yet.
+    pub fn seal(&self, place: Place, plain: &[u8]) -> Result<Vec<u8>, ApiError> {
+        self.data_keys()?.seal(place, plain).map_err(|_| ApiError::Internal)
+    }
+
+    /// Opens a value that was sealed with the organisation's key. One that is newer than what this node knows makes it
+    /// look again, for the next request.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] or [`ApiError::Internal`].
+    pub fn open_sealed(&self, place: Place, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        self.data_keys()?.open(place, sealed).map_err(|e| {
+            tracing::error!(tenant = %self.detail().tenant.slug, table = place.table, column = place.column,
+                error = %e, "a sealed value does not open");
+            if e != SecretError::OtherKey {
+                return ApiError::Internal;
+            }
+            let (id, revision) = (self.detail().tenant.id, self.detail().tenant.revision);
+            self.app.catalog.forget_if(&id, |row| row.0.tenant.revision <= revision);
+            ApiError::Unavailable
+        })
+    }
+
+    /// The organisation's keys.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] when it has none yet.
+    pub fn data_keys(&self) -> Result<&DataKeys, ApiError> {
+        self.detail().data_keys.as_deref().ok_or_else(|| {
+            tracing::error!(tenant = %self.detail().tenant.slug, "no key: `gmah tenant migrate` makes it");
+            ApiError::Unavailable
+        })
+    }
+
+    /// How long what was done is kept.
+    pub fn audit_days(&self) -> i32 {
+        let days = self.detail().settings.pointer("/audit/keep_days").and_then(serde_json::Value::as_i64);
+        days.and_then(|d| i32::try_from(d).ok()).unwrap_or(AUDIT_DAYS)
     }
 
     /// The id by which the router and the logs know the request.
@@ -52,7 +124,12 @@ impl TenantContext {
         let Lookup::Found(detail) = app.catalog.get(&id).await else { return None };
         let changed = !detail.0.placement.is_same(&self.detail().placement)
             && detail.0.tenant.generation == self.detail().tenant.generation;
-        changed.then(|| Self { app: app.clone(), detail, request_id: self.request_id.clone() })
+        changed.then(|| Self {
+            app: app.clone(),
+            detail,
+            request_id: self.request_id.clone(),
+            host: self.host.clone(),
+        })
     }
 
     /// Refuses unless the organisation has that module.
@@ -122,7 +199,8 @@ async fn resolve(
     match detail.0.tenant.status {
         // In maintenance the router mints no token of this generation but for requests that may pass all the same.
         TenantStatus::Active | TenantStatus::Maintenance => {
-            Ok(TenantContext { app: app.clone(), detail, request_id: request_id.clone() })
+            let (request_id, host) = (request_id.clone(), token.host.clone());
+            Ok(TenantContext { app: app.clone(), detail, request_id, host })
         }
         TenantStatus::Suspended => Err(ApiError::Suspended),
         TenantStatus::Provisioning => Err(ApiError::Unavailable),

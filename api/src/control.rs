@@ -4,6 +4,7 @@
 //! adopted later only if it carries the organisation's mark.
 
 pub mod admins;
+pub mod data_keys;
 pub mod domains;
 pub mod edge;
 pub mod features;

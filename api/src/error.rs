@@ -31,6 +31,12 @@ pub enum ApiError {
     Unauthenticated,
     /// E-mail and password do not belong together; which of them is wrong is not said.
     BadCredentials,
+    /// The password is right, and a code is missing.
+    TotpRequired,
+    /// Nothing shows that our own page asked for a change.
+    CsrfFailed,
+    /// The link was used, is over, or never was.
+    LinkInvalid,
     /// Logged in, but not allowed to.
     Forbidden,
     /// No such route, no such row, or a row of somebody else.
@@ -95,6 +101,14 @@ pub enum Conflict {
     PaymentReversed,
     /// More would have come back than went out.
     PaymentNeeded,
+    /// A second factor is asked for already.
+    TotpActive,
+    /// There is no second factor that could be confirmed.
+    TotpNotBegun,
+    /// The user has as many keys as one may have.
+    TooManyKeys,
+    /// The user is disabled.
+    UserDisabled,
 }
 
 impl Conflict {
@@ -107,6 +121,10 @@ impl Conflict {
             Self::LoanStatus => ("loan_status", "The loan's status does not allow this."),
             Self::PaymentReversed => ("payment_reversed", "This payment cannot be reversed any more."),
             Self::PaymentNeeded => ("payment_needed", "What was repaid since has to be reversed first."),
+            Self::TotpActive => ("totp_active", "There is a second factor already."),
+            Self::TotpNotBegun => ("totp_not_begun", "There is no second factor to confirm."),
+            Self::TooManyKeys => ("too_many_keys", "There are as many keys as one may have."),
+            Self::UserDisabled => ("user_disabled", "This user is disabled."),
             Self::LastAdministrator => ("last_administrator", "There must be one administrator at least."),
         }
     }
@@ -137,6 +155,17 @@ impl ApiError {
             Self::BadCredentials => {
                 (StatusCode::UNAUTHORIZED, "bad_credentials", "E-mail or password is wrong.")
             }
+            Self::TotpRequired => {
+                (StatusCode::UNAUTHORIZED, "totp_required", "A code of your second factor is needed.")
+            }
+            Self::CsrfFailed => {
+                (StatusCode::FORBIDDEN, "csrf_failed", "The request does not come from a page of ours.")
+            }
+            Self::LinkInvalid => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "link_invalid",
+                "This link does not work, or not any more.",
+            ),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "You may not do this."),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is nothing here."),
             Self::MethodNotAllowed => {

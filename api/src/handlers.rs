@@ -1,13 +1,16 @@
 //! One file per noun: request type, a few calls to [`crate::repo`], response type.
 
+pub mod api_keys;
 pub mod audit;
 pub mod auth;
 pub mod loans;
 pub mod members;
+pub mod passwords;
 pub mod patients;
 pub mod payments;
 pub mod roles;
 pub mod tenant;
+pub mod totp;
 pub mod users;
 
 mod body;

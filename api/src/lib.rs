@@ -15,12 +15,15 @@
 //! [`control`] is the control plane, used by the command line.
 
 pub mod auth;
+pub mod chores;
 pub mod config;
 pub mod context;
 pub mod control;
 pub mod db;
 pub mod error;
 pub mod handlers;
+pub mod language;
+pub mod mail;
 pub mod metrics;
 pub mod modules;
 pub mod openapi;

@@ -28,6 +28,8 @@ pub struct Metrics {
     server_slots: IntGaugeVec,
     server_waiting: IntGaugeVec,
     routes: HistogramVec,
+    /// Letters by what came of handing them over: `sent`, `failed`.
+    pub letters: IntCounterVec,
     /// Whether notices of change come in.
     pub catalog_connected: IntGauge,
     max_tenants: usize,
@@ -104,6 +106,10 @@ impl Metrics {
                     ]),
                 &["route"],
             )?,
+            letters: IntCounterVec::new(
+                Opts::new("gmah_api_letters_total", "Letters by what came of handing them to the relay."),
+                &["result"],
+            )?,
             catalog_connected: IntGauge::new(
                 "gmah_catalog_listening",
                 "1 while notices of change come in from the master database.",
@@ -123,6 +129,10 @@ impl Metrics {
         r.register(Box::new(metrics.server_slots.clone()))?;
         r.register(Box::new(metrics.server_waiting.clone()))?;
         r.register(Box::new(metrics.routes.clone()))?;
+        r.register(Box::new(metrics.letters.clone()))?;
+        for result in ["sent", "failed"] {
+            metrics.letters.with_label_values(&[result]);
+        }
         r.register(Box::new(metrics.catalog_connected.clone()))?;
         for result in ["verified", "remembered", "refused"] {
             metrics.tokens.with_label_values(&[result]);

@@ -17,6 +17,19 @@ pub struct Module {
     pub permissions: &'static [&'static str],
     /// Its tables.
     pub migrations: MigrationSet,
+    /// Columns that are sealed with the organisation's key, for when that changes.
+    pub sealed: &'static [Sealed],
+}
+
+/// A column of sealed values.
+#[derive(Debug, Clone, Copy)]
+pub struct Sealed {
+    /// Table.
+    pub table: &'static str,
+    /// Its primary key, a UUID.
+    pub key: &'static str,
+    /// Column.
+    pub column: &'static str,
 }
 
 /// Free-loan societies.
@@ -29,15 +42,25 @@ pub const CORE: Module = Module {
     key: "core",
     title: "Users, roles and sessions",
     // Not `audit.read`: who may read everything else is watched by it.
-    permissions: &["users.read", "users.write", "roles.write", "audit.inspect"],
+    permissions: &["users.read", "users.write", "roles.write", "audit.inspect", "keys.write"],
     migrations: MigrationSet {
         name: "core",
         files: &[
             Migration { version: 1, name: "init", sql: include_str!("../migrations/core/0001_init.sql") },
             Migration { version: 2, name: "rights", sql: include_str!("../migrations/core/0002_rights.sql") },
             Migration { version: 3, name: "audit", sql: include_str!("../migrations/core/0003_audit.sql") },
+            Migration {
+                version: 4,
+                name: "accounts",
+                sql: include_str!("../migrations/core/0004_accounts.sql"),
+            },
         ],
     },
+    sealed: &[
+        Sealed { table: "idempotency_keys", key: "place", column: "answer" },
+        Sealed { table: "outbox", key: "id", column: "body" },
+        Sealed { table: "user_totp", key: "user_id", column: "secret" },
+    ],
 };
 
 /// What an organisation may have, in order of their keys.
@@ -69,6 +92,7 @@ pub const OPTIONAL: &[Module] = &[
                 },
             ],
         },
+        sealed: &[],
     },
     Module {
         key: PATIENTS,
@@ -82,6 +106,7 @@ pub const OPTIONAL: &[Module] = &[
                 sql: include_str!("../migrations/patients/0001_patients.sql"),
             }],
         },
+        sealed: &[],
     },
 ];
 

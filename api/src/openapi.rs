@@ -104,7 +104,8 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
 /// Whether the route's work is done once for a key: everything that users change, but for what is theirs alone and what
 /// a second time finds done.
 fn takes_key(route: &Route) -> bool {
-    route.is_write() && route.access == Access::User && !route.path.starts_with("/api/v1/auth/")
+    let is_ones_own = route.path.starts_with("/api/v1/auth/") && !route.path.contains("/totp");
+    route.is_write() && route.access == Access::User && !is_ones_own
 }
 
 /// `getMembersById`: the method and the path's words.
@@ -156,6 +157,7 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
     let json_of = |schema: Value| json!({"application/json": {"schema": schema}});
     match route.answers {
         Answers::Nothing => all.insert("204".into(), json!({"description": "Done."})),
+        Answers::Later => all.insert("202".into(), json!({"description": "It will be done."})),
         Answers::One(status, of) => all.insert(
             status.to_string(),
             json!({"description": if status == 201 { "Made." } else { "So it is." }, "content": json_of(json!(of(schemas)))}),

@@ -2,14 +2,18 @@
 //!
 //! A test prepares every statement of [`STATEMENTS`] against a migrated database.
 
+pub mod api_keys;
 pub mod audit;
 pub mod idempotency;
+pub mod links;
 pub mod loans;
 pub mod members;
+pub mod outbox;
 pub mod patients;
 pub mod payments;
 pub mod roles;
 pub mod sessions;
+pub mod totp;
 pub mod users;
 
 /// Days in JSON: `YYYY-MM-DD`.
@@ -22,6 +26,32 @@ pub(crate) mod date {
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("audit/insert", audit::INSERT),
     ("audit/list", audit::LIST),
+    ("audit/expire", audit::EXPIRE),
+    ("outbox/insert", outbox::INSERT),
+    ("outbox/take", outbox::TAKE),
+    ("outbox/next", outbox::NEXT),
+    ("outbox/remove", outbox::REMOVE),
+    ("outbox/failed", outbox::FAILED),
+    ("outbox/delete_expired", outbox::DELETE_EXPIRED),
+    ("links/put", links::PUT),
+    ("links/works", links::WORKS),
+    ("links/take", links::TAKE),
+    ("links/delete_all", links::DELETE_ALL),
+    ("links/delete_expired", links::DELETE_EXPIRED),
+    ("api_keys/insert", api_keys::INSERT),
+    ("api_keys/by_hash", api_keys::BY_HASH),
+    ("api_keys/rights", api_keys::RIGHTS),
+    ("api_keys/used", api_keys::USED),
+    ("api_keys/list", api_keys::LIST),
+    ("api_keys/delete", api_keys::DELETE),
+    ("api_keys/delete_all", api_keys::DELETE_ALL),
+    ("totp/get", totp::GET),
+    ("totp/begin", totp::BEGIN),
+    ("totp/use_step", totp::USE_STEP),
+    ("totp/confirm", totp::CONFIRM),
+    ("totp/put_codes", totp::PUT_CODES),
+    ("totp/use_code", totp::USE_CODE),
+    ("totp/delete", totp::DELETE),
     ("users/by_email", users::BY_EMAIL),
     ("users/get", users::GET),
     ("users/list", users::LIST),

@@ -17,8 +17,11 @@ pub use route::{Access, Answers, Parameter, Route};
 pub(crate) use route::{Described, Schemas};
 
 use crate::error::ApiError;
-use crate::handlers::{audit, auth, loans, members, patients, payments, roles, tenant, users};
+use crate::handlers::{
+    api_keys, audit, auth, loans, members, passwords, patients, payments, roles, tenant, totp, users,
+};
 use crate::modules::{LOANS, PATIENTS};
+use crate::repo::api_keys::ApiKey;
 use crate::repo::audit::Entry;
 use crate::repo::loans::Loan;
 use crate::repo::members::Member;
@@ -40,12 +43,27 @@ pub const TABLE: &[Route] = &[
         .takes::<auth::Login>().shows::<auth::Tokens>(),
     Route::new("POST", "/api/v1/auth/refresh", "Exchange a refresh token", || post(auth::refresh)).open()
         .takes::<auth::Refresh>().shows::<auth::Tokens>(),
-    Route::new("POST", "/api/v1/auth/logout", "Log out", || post(auth::logout)),
+    Route::new("POST", "/api/v1/auth/logout", "Log out", || post(auth::logout)).personal(),
     Route::new("GET", "/api/v1/auth/me", "Who is logged in", || get(auth::me)).shows::<User>(),
-    Route::new("POST", "/api/v1/auth/password", "Change one's password", || post(auth::change_password))
-        .takes::<auth::ChangePassword>(),
-    Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).lists::<Listed>(),
-    Route::new("DELETE", "/api/v1/auth/sessions/{id}", "End one of one's sessions", || delete(auth::end)),
+    Route::new("POST", "/api/v1/auth/password", "Change one's password", || post(passwords::change)).personal()
+        .takes::<passwords::ChangePassword>(),
+    Route::new("POST", "/api/v1/auth/password/forgotten", "Ask for a letter", || post(passwords::forgotten)).open()
+        .takes::<passwords::ForgottenPassword>().accepts(),
+    Route::new("POST", "/api/v1/auth/password/set", "Choose a password, with a link", || post(passwords::set)).open()
+        .takes::<passwords::SetPassword>(),
+    Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).personal().lists::<Listed>(),
+    Route::new("DELETE", "/api/v1/auth/sessions/{id}", "End one of one's sessions", || delete(auth::end)).personal(),
+    Route::new("POST", "/api/v1/auth/totp", "Begin a second factor", || post(totp::begin)).personal()
+        .creates::<totp::TotpBegun>(),
+    Route::new("POST", "/api/v1/auth/totp/confirm", "Confirm it", || post(totp::confirm)).personal()
+        .takes::<totp::TotpCode>().shows::<totp::RecoveryCodes>(),
+    Route::new("POST", "/api/v1/auth/totp/end", "Go on without it", || post(totp::end)).personal()
+        .takes::<totp::TotpCode>(),
+    Route::new("GET", "/api/v1/api-keys", "One's keys for programs", || get(api_keys::list)).personal()
+        .lists::<ApiKey>(),
+    Route::new("POST", "/api/v1/api-keys", "Make a key for a program", || post(api_keys::create)).personal()
+        .may("keys.write").takes::<api_keys::Create>().creates::<api_keys::Created>(),
+    Route::new("DELETE", "/api/v1/api-keys/{id}", "End a key", || delete(api_keys::delete)).personal(),
 
     Route::new("GET", "/api/v1/users", "Users", || get(users::list)).may("users.read").lists::<User>(),
     Route::new("POST", "/api/v1/users", "Add a user", || post(users::create)).may("users.write")
@@ -53,6 +71,8 @@ pub const TABLE: &[Route] = &[
     Route::new("GET", "/api/v1/users/{id}", "A user", || get(users::show)).may("users.read").shows::<User>(),
     Route::new("PATCH", "/api/v1/users/{id}", "Change a user", || patch(users::update)).may("users.write")
         .takes::<users::Update>().shows::<User>(),
+    Route::new("POST", "/api/v1/users/{id}/invitation", "Invite a user once more", || post(users::invite))
+        .may("users.write").accepts(),
     Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists::<Role>(),
     Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
         .takes::<roles::Create>().creates::<Role>(),

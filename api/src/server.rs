@@ -12,9 +12,10 @@ use gmah_shared::catalog::listen::{self, Listeners, Topic};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, TenantDetail};
 use gmah_shared::config::{Listen, Postgres, Settings};
 use gmah_shared::dns::Dns;
+use gmah_shared::hostname::Hostname;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
-use gmah_shared::tenant::TenantId;
+use gmah_shared::tenant::{TenantId, TenantSlug};
 use gmah_shared::token::{AUDIENCE_API, Keyring, Verifier};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -27,10 +28,12 @@ use crate::auth::throttle::Throttle;
 use crate::config::ApiConfig;
 use crate::control::domains;
 use crate::handlers::Cursors;
+use crate::handlers::passwords::LETTERS_AT_ONCE;
+use crate::mail::{self, MailError, Mailer, Relay};
 use crate::metrics::Metrics;
 use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
-use crate::{admin, routes};
+use crate::{admin, chores, routes};
 
 /// What all requests share.
 pub struct App {
@@ -48,12 +51,49 @@ pub struct App {
     pub hasher: Hasher,
     /// Failed logins.
     pub throttle: Throttle,
+    /// Places for letters that are being written without anybody waiting.
+    pub letters: Arc<Semaphore>,
+    /// Everything that runs beside requests.
+    pub tasks: Tasks,
+    /// Letters.
+    pub mailer: Mailer,
+    /// Names that the public knows.
+    pub names: Names,
+    /// Proofs that a page was served by us.
+    pub csrf: hmac::Key,
     /// Cursors of lists.
     pub cursors: Cursors,
     /// Tells requests with an `Idempotency-Key` from one another.
     pub requests: hmac::Key,
     keyring: Arc<ArcSwap<Keyring>>,
     draining: AtomicBool,
+}
+
+/// Names and the port by which browsers reach organisations.
+pub struct Names {
+    base: Hostname,
+    neutral: Vec<Hostname>,
+    port: u16,
+}
+
+impl Names {
+    fn new(settings: &Settings) -> Self {
+        let neutral = settings.neutral_hosts.clone();
+        Self { base: settings.base_domain.clone(), neutral, port: settings.public_https_port }
+    }
+
+    /// The name that every organisation has.
+    pub fn host_of(&self, slug: &TenantSlug) -> Hostname {
+        let name = format!("{slug}.{}", self.base);
+        // A slug is a label and so short that only an absurd base domain leaves no room for it.
+        Hostname::parse(&name).unwrap_or_else(|_| self.base.clone())
+    }
+
+    /// The authority of links to an organisation that was asked at `host`: where that is nobody's own, its own.
+    pub fn authority(&self, slug: &TenantSlug, host: &Hostname) -> String {
+        let own = if self.neutral.contains(host) { self.host_of(slug) } else { host.clone() };
+        if self.port == 443 { own.to_string() } else { format!("{own}:{}", self.port) }
+    }
 }
 
 /// A catalog row, as the cache holds it.
@@ -85,6 +125,9 @@ pub enum StartError {
     /// The pool of the master.
     #[error("master pool: {0}")]
     Pool(#[from] deadpool_postgres::BuildError),
+    /// The way letters go.
+    #[error("mail: {0}")]
+    Mail(#[from] MailError),
     /// A metric.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -133,12 +176,18 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         Box::new(move |id: &TenantId| store.detail(*id).map(|r| r.map(|d| d.map(DetailRow))).boxed())
     };
     let cache_metrics = CacheMetrics::register(&metrics.registry, "tenants")?;
+    let tasks = Tasks::new();
     let app = Arc::new(App {
         tokens: TokenCheck::new(Verifier::new(keyring.clone(), AUDIENCE_API), metrics.clone()),
         catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
         pools: Registry::new(config.pool.clone(), metrics.clone()),
         hasher: Hasher::new(config.api.max_password_hashes.get()),
         throttle: Throttle::default(),
+        letters: Arc::new(Semaphore::new(LETTERS_AT_ONCE)),
+        tasks: tasks.clone(),
+        mailer: Mailer::new(config.mail.as_ref().map(Relay::new).transpose()?),
+        names: Names::new(settings),
+        csrf: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("csrf")),
         cursors: Cursors::new(&settings.master_key.derive("cursors")),
         requests: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("idempotency")),
         keyring,
@@ -146,7 +195,6 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         metrics,
         config,
     });
-    let tasks = Tasks::new();
     background(&tasks, &app, &store, settings);
     let max = app.config.api.max_connections.get();
     // Ends last: until then connections may be in use, and nobody else may have their places.
@@ -225,6 +273,8 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
         }
         Err(e) => tracing::error!(error = %e, "customers' names are not checked by this node"),
     }
+    tasks.spawn_forever("mailer", mail::run(app.clone()));
+    tasks.spawn_forever("chores", chores::run(app.clone(), store.pool().clone()));
     tasks.spawn_forever("pool-reaper", app.pools.clone().reap());
     let (app, store) = (app.clone(), store.clone());
     tasks.spawn_forever("keyring", async move {

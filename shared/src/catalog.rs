@@ -16,6 +16,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 
 use crate::pg::{Hosts, Transport};
+use crate::secret::data::DataKeys;
 use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
@@ -65,6 +66,8 @@ pub struct TenantDetail {
     pub settings: serde_json::Value,
     /// Logins of an earlier generation are over: that of its last suspension.
     pub sessions_since: Generation,
+    /// Keys of its sensitive fields; none before the first is made.
+    pub data_keys: Option<Arc<DataKeys>>,
     /// Where its data is.
     pub placement: Placement,
 }

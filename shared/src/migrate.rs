@@ -314,5 +314,11 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "sessions",
             sql: include_str!("../migrations/master/0008_sessions.sql"),
         },
+        Migration {
+            version: 9,
+            name: "data_keys",
+            sql: include_str!("../migrations/master/0009_data_keys.sql"),
+        },
+        Migration { version: 10, name: "chores", sql: include_str!("../migrations/master/0010_chores.sql") },
     ],
 };

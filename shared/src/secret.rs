@@ -10,12 +10,20 @@ use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub mod data;
+
 /// The key of the platform: 32 bytes from a file or the environment, never from the database. No `Debug` of it shows
 /// more than its id.
 #[derive(Clone)]
 pub struct MasterKey {
-    cipher: XChaCha20Poly1305,
+    key: Key,
     derivation: ring::hmac::Key,
+}
+
+/// 32 bytes that seal and open, and a name by which what they sealed is known.
+#[derive(Clone)]
+struct Key {
+    cipher: XChaCha20Poly1305,
     id: [u8; 4],
 }
 
@@ -47,11 +55,8 @@ impl MasterKey {
     pub fn parse(text: &SecretString) -> Result<Self, SecretError> {
         let bytes = STANDARD.decode(text.expose_secret().trim()).map_err(|_| SecretError::BadKey)?;
         let key: [u8; 32] = bytes.try_into().map_err(|_| SecretError::BadKey)?;
-        let digest = ring::digest::digest(&ring::digest::SHA256, &[b"gmah master key id", &key[..]].concat());
-        let mut id = [0; 4];
-        id.copy_from_slice(&digest.as_ref()[..4]);
         let derivation = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[b"gmah derive", &key[..]].concat());
-        Ok(Self { cipher: XChaCha20Poly1305::new(&key.into()), derivation, id })
+        Ok(Self { key: Key::new(b"gmah master key id", key), derivation })
     }
 
     /// Text of a new random key.
@@ -72,17 +77,7 @@ impl MasterKey {
     /// # Errors
     /// [`SecretError::NotSealed`].
     pub fn seal(&self, context: &str, plain: &[u8]) -> Result<Vec<u8>, SecretError> {
-        let nonce: [u8; 24] = rand::random();
-        let sealed = self
-            .cipher
-            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: context.as_bytes() })
-            .map_err(|_| SecretError::NotSealed)?;
-        let mut out = Vec::with_capacity(HEADER + sealed.len());
-        out.push(VERSION);
-        out.extend(self.id);
-        out.extend(nonce);
-        out.extend(sealed);
-        Ok(out)
+        self.key.seal(context.as_bytes(), plain)
     }
 
     /// Opens what [`MasterKey::seal`] sealed for the same context.
@@ -90,16 +85,7 @@ impl MasterKey {
     /// # Errors
     /// [`SecretError::OtherKey`] or [`SecretError::Damaged`].
     pub fn open(&self, context: &str, sealed: &[u8]) -> Result<Vec<u8>, SecretError> {
-        if sealed.len() < HEADER || sealed[0] != VERSION {
-            return Err(SecretError::Damaged);
-        }
-        if sealed[1..5] != self.id {
-            return Err(SecretError::OtherKey);
-        }
-        let nonce: [u8; 24] = sealed[5..HEADER].try_into().map_err(|_| SecretError::Damaged)?;
-        self.cipher
-            .decrypt(&XNonce::from(nonce), Payload { msg: &sealed[HEADER..], aad: context.as_bytes() })
-            .map_err(|_| SecretError::Damaged)
+        self.key.open(context.as_bytes(), sealed)
     }
 
     /// Opens a text.
@@ -112,9 +98,50 @@ impl MasterKey {
     }
 }
 
+impl Key {
+    fn new(purpose: &[u8], key: [u8; 32]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &[purpose, &key[..]].concat());
+        let mut id = [0; 4];
+        id.copy_from_slice(&digest.as_ref()[..4]);
+        Self { cipher: XChaCha20Poly1305::new(&key.into()), id }
+    }
+
+    fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, SecretError> {
+        let nonce: [u8; 24] = rand::random();
+        let sealed = self
+            .cipher
+            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad })
+            .map_err(|_| SecretError::NotSealed)?;
+        let mut out = Vec::with_capacity(HEADER + sealed.len());
+        out.push(VERSION);
+        out.extend(self.id);
+        out.extend(nonce);
+        out.extend(sealed);
+        Ok(out)
+    }
+
+    fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SecretError> {
+        if !self.sealed(sealed)? {
+            return Err(SecretError::OtherKey);
+        }
+        let nonce: [u8; 24] = sealed[5..HEADER].try_into().map_err(|_| SecretError::Damaged)?;
+        self.cipher
+            .decrypt(&XNonce::from(nonce), Payload { msg: &sealed[HEADER..], aad })
+            .map_err(|_| SecretError::Damaged)
+    }
+
+    /// Whether it was this key that sealed.
+    fn sealed(&self, sealed: &[u8]) -> Result<bool, SecretError> {
+        match sealed {
+            [VERSION, id @ ..] if sealed.len() >= HEADER => Ok(id[..4] == self.id),
+            _ => Err(SecretError::Damaged),
+        }
+    }
+}
+
 impl std::fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MasterKey").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("MasterKey").field("id", &self.key.id).finish_non_exhaustive()
     }
 }
 

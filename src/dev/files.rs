@@ -82,7 +82,7 @@ impl DataDir {
 
     /// Throws away what earlier runs made, and nothing else.
     pub(super) fn reset(&self) -> anyhow::Result<()> {
-        for name in ["pg", "pg.new", "certs", "secrets"] {
+        for name in ["pg", "pg.new", "certs", "secrets", "mail"] {
             remove_tree(&self.root.join(name))?;
         }
         for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster", "schema"] {
@@ -156,7 +156,9 @@ impl DataDir {
              certificate_file = {certificate}\nkey_file = {certificate_key}\n\
              \n[router.pools.api]\naddresses = [\"{api}\"]\n\
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
-             \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\n{extra}",
+             \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\
+             \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\n{extra}",
+            mail = quoted(self.path("mail")),
             https = ports.https,
             pg_host = cluster.host(),
             pg_port = cluster.port(),

@@ -7,6 +7,8 @@
 mod harness;
 
 mod access;
+mod accounts;
+mod audit;
 mod backends;
 mod base_certificate;
 mod bounds;
@@ -22,6 +24,7 @@ mod hosts;
 mod isolation;
 mod limits;
 mod loans;
+mod mail;
 mod members;
 mod metrics;
 mod modules;

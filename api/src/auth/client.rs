@@ -8,6 +8,7 @@ use http::HeaderMap;
 use http::request::Parts;
 
 use crate::error::ApiError;
+use crate::language::Language;
 use crate::repo::sessions::Origin;
 
 /// The client of a request.
@@ -17,6 +18,8 @@ pub struct Client {
     pub address: Option<IpAddr>,
     /// What it says it is.
     user_agent: Option<String>,
+    /// What it would rather read.
+    pub language: Language,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Client {
@@ -35,7 +38,8 @@ impl Client {
         let address = text("x-forwarded-for").and_then(|list| list.rsplit(',').next()?.trim().parse().ok());
         let printable = |c: &char| !c.is_control();
         let user_agent = text("user-agent").map(|agent| agent.chars().filter(printable).take(200).collect());
-        Self { address, user_agent }
+        let language = text("accept-language").map_or(Language::default(), Language::preferred);
+        Self { address, user_agent, language }
     }
 
     /// As a session keeps it.

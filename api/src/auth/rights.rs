@@ -26,6 +26,28 @@ impl Rights {
         others.0.iter().all(|theirs| self.allow(theirs))
     }
 
+    /// What both of them hold: patterns of one that the other covers, and where two meet (`members.*` and `*.read`).
+    pub fn meet(&self, other: &Self) -> Self {
+        let mut both = Vec::new();
+        for a in &self.0 {
+            for b in &other.0 {
+                let crossing = |noun: &str, verb: &str| {
+                    Some(format!("{}.{}", noun.strip_suffix(".*")?, verb.strip_prefix("*.")?))
+                };
+                if covers(a, b) {
+                    both.push(b.clone());
+                } else if covers(b, a) {
+                    both.push(a.clone());
+                } else if let Some(met) = crossing(a, b).or_else(|| crossing(b, a)) {
+                    both.push(met);
+                }
+            }
+        }
+        both.sort();
+        both.dedup();
+        Self(both)
+    }
+
     /// The patterns.
     pub fn patterns(&self) -> &[String] {
         &self.0
@@ -77,6 +99,16 @@ mod tests {
         assert!(!manager.cover(&rights(&["*"])));
         assert!(!manager.cover(&rights(&["loans.*"])));
         assert!(!manager.cover(&rights(&["members.read", "users.write"])));
+    }
+
+    #[test]
+    fn a_key_may_what_both_may() {
+        let user = rights(&["*.read", "members.*"]);
+        assert_eq!(user.meet(&rights(&["*"])), rights(&["*.read", "members.*"]));
+        assert_eq!(user.meet(&rights(&["members.write", "loans.write"])), rights(&["members.write"]));
+        assert_eq!(user.meet(&rights(&["loans.*"])), rights(&["loans.read"]));
+        assert_eq!(user.meet(&rights(&["users.write"])), rights(&[]));
+        assert_eq!(rights(&[]).meet(&rights(&["*"])), rights(&[]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use gmah_shared::migrate::{self, Applied, Options};
 use serde::Serialize;
 
 use super::tenants::Summary;
-use super::{Control, ControlError, During as _};
+use super::{Control, ControlError, During as _, data_keys};
 use crate::modules;
 
 /// How a run over several organisations behaves.
@@ -72,6 +72,9 @@ impl Control {
     }
 
     async fn migrate_tenant(&self, tenant: &Summary, dry_run: bool) -> Result<Vec<Applied>, ControlError> {
+        if !dry_run {
+            data_keys::ensure(&self.settings.master_key, &self.master, tenant.id).await?;
+        }
         let access = self.access(tenant.server_id).await?;
         let mut client = access.connect(&tenant.database).await?;
         let sets = modules::migrations(&tenant.modules);

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::journal::{self, Operation};
 use super::servers::{Access, TENANT_GROUP};
-use super::{Control, ControlError, During as _, template};
+use super::{Control, ControlError, During as _, data_keys, template};
 use crate::auth::password;
 use crate::modules;
 
@@ -204,6 +204,7 @@ impl Control {
             .await
             .during(what)?;
         }
+        data_keys::ensure(&self.settings.master_key, &tx, id).await?;
         tx.execute(journal::BEGIN, &[&operation, &KIND, &id.as_uuid(), input, &actor()])
             .await
             .during(what)?;

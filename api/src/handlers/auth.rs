@@ -5,22 +5,26 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
+use axum::response::{IntoResponse as _, Response};
 use gmah_shared::tenant::TenantId;
-use http::StatusCode;
-use secrecy::SecretString;
+use http::{HeaderMap, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
+use super::totp::check_code;
 use super::{Body, List};
 use crate::auth::client::Client;
+use crate::auth::cookies::{self, Issued};
 use crate::auth::throttle::Attempt;
-use crate::auth::{Bearer, Credentials, Session, bearer_hash, password};
+use crate::auth::{Bearer, Session, bearer_hash, password};
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
-use crate::repo::audit::{self, By};
+use crate::repo::audit::{self, Actor, By};
 use crate::repo::sessions::{self, Listed, Lives};
 use crate::repo::users::{self, User};
 use crate::server::App;
@@ -33,48 +37,52 @@ pub struct Login {
     email: String,
     #[schema(value_type = String)]
     password: SecretString,
+    /// Of the second factor, where there is one; or a code for when the device is lost.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, max_length = 32)]
+    code: Option<SecretString>,
+    /// Puts the tokens into cookies instead of the answer, for browsers.
+    #[serde(default)]
+    cookie: bool,
 }
 
 /// Request of [`refresh`].
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Refresh {
-    #[schema(value_type = String)]
-    refresh_token: SecretString,
-}
-
-/// Request of [`change_password`].
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ChangePassword {
-    #[schema(value_type = String)]
-    current_password: SecretString,
-    #[schema(value_type = String, min_length = 8, max_length = 1024)]
-    new_password: SecretString,
+    /// Left out where it is in a cookie.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    refresh_token: Option<SecretString>,
 }
 
 /// Response of [`login`] and [`refresh`].
 #[derive(Serialize, ToSchema)]
 pub struct Tokens {
-    access_token: String,
+    /// For `Authorization`; not where it is in a cookie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_token: Option<String>,
     token_type: &'static str,
     /// Seconds.
     expires_in: u64,
-    refresh_token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
+    /// For `X-CSRF-Token` of every change; only where the others are in cookies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csrf_token: Option<String>,
 }
 
-/// 200 with tokens; 401 `bad_credentials`; 422 when the body breaks the type; 429 `too_many_attempts` after too many
-/// failures for the account or from the address.
-pub async fn login(ctx: TenantContext, client: Client, body: Body<Login>) -> Result<Json<Tokens>, ApiError> {
+/// 200 with tokens; 401 `bad_credentials`, and `totp_required` where only a code is missing; 422 when the body breaks the
+/// type; 429 `too_many_attempts` after too many failures for the account or from the address.
+pub async fn login(ctx: TenantContext, client: Client, body: Body<Login>) -> Result<Response, ApiError> {
     let app = ctx.app().clone();
-    let Login { email, password } = body.value;
-    let email = email.trim().to_lowercase();
+    let email = body.value.email.trim().to_lowercase();
     let attempt = attempt(&app, ctx.detail().tenant.id, &email, &client)?;
-    let outcome = enter(&ctx, &client, &email, password).await;
+    let outcome = enter(&ctx, &client, &email, body.value).await;
     match &outcome {
         Ok(_) => app.throttle.succeeded(&attempt),
         Err(ApiError::BadCredentials) => {}
-        // No verdict on the password.
+        // No verdict, or none of what was guessed.
         Err(_) => app.throttle.undecided(&attempt),
     }
     outcome
@@ -84,8 +92,9 @@ async fn enter(
     ctx: &TenantContext,
     client: &Client,
     email: &str,
-    password: SecretString,
-) -> Result<Json<Tokens>, ApiError> {
+    login: Login,
+) -> Result<Response, ApiError> {
+    let Login { password, code, cookie, .. } = login;
     let (app, tenant) = (ctx.app(), ctx.detail().tenant.id);
     // What cannot be an account is refused as if it were one that does not exist.
     let possible = email.len() <= 254 && !email.contains('\0');
@@ -94,7 +103,7 @@ async fn enter(
         let mut db = TenantDb::open(ctx).await?;
         if possible { users::by_email(&mut db, email).await? } else { None }
     };
-    if secrecy::ExposeSecret::expose_secret(&password).len() > password::MAX_BYTES {
+    if password.expose_secret().len() > password::MAX_BYTES {
         return Err(ApiError::BadCredentials);
     }
     let (user, stored) = found.map_or((None, None), |(user, stored)| (Some(user), stored));
@@ -105,13 +114,25 @@ async fn enter(
     let (access, refresh) = (Bearer::generate(tenant), Bearer::generate(tenant));
     let mut db = TenantDb::open(ctx).await?;
     sessions::delete_expired(&mut db).await?;
+    let mut tx = db.transaction().await?;
+    check_code(&mut tx, ctx, user.id, code.as_ref()).await?;
     let (checked, generation) = ((&user, stored.as_deref()), ctx.detail().tenant.generation);
     let origin = client.origin();
-    if !sessions::insert(&mut db, checked, &access, &refresh, lives(app), &origin, generation).await? {
-        // Changed while the password was being checked.
-        return Err(ApiError::BadCredentials);
-    }
-    Ok(tokens(app, access, refresh))
+    let made = sessions::insert(&mut tx, checked, &access, &refresh, lives(app), &origin, generation).await?;
+    // None where the user changed while the password was being checked.
+    let session = made.ok_or(ApiError::BadCredentials)?;
+    let by = By::new(Actor { id: Some(user.id), name: user.email }, ctx, client);
+    audit::insert(
+        &mut tx,
+        &by,
+        "sessions.begin",
+        Some(&session.to_string()),
+        &Value::Null,
+        &json!({"cookie": cookie}),
+    )
+    .await?;
+    tx.commit().await?;
+    Ok(tokens(ctx, session, &access, &refresh, cookie))
 }
 
 /// 200 with new tokens; the old ones end. 401 when the token is unknown, used or expired; one that comes again after it
@@ -119,11 +140,19 @@ async fn enter(
 pub async fn refresh(
     ctx: TenantContext,
     client: Client,
+    headers: HeaderMap,
     body: Body<Refresh>,
-) -> Result<Json<Tokens>, ApiError> {
-    let app = ctx.app().clone();
+) -> Result<Response, ApiError> {
     let tenant = ctx.detail().tenant.id;
-    let old = secrecy::ExposeSecret::expose_secret(&body.value.refresh_token);
+    let told = body.value.refresh_token;
+    let is_cookie = told.is_none();
+    let old = match &told {
+        Some(token) => token.expose_secret(),
+        None => {
+            cookies::own_origin(&headers, ctx.host().as_str())?;
+            cookies::refresh(&headers).ok_or(ApiError::Unauthenticated)?
+        }
+    };
     if old.len() != 43 {
         return Err(ApiError::Unauthenticated);
     }
@@ -131,20 +160,22 @@ pub async fn refresh(
     let (access, refresh) = (Bearer::generate(tenant), Bearer::generate(tenant));
     let since = ctx.detail().sessions_since;
     let mut db = TenantDb::open(&ctx).await?;
-    if sessions::rotate(&mut db, &old, &access, &refresh, lives(&app), &client.origin(), since).await? {
-        Ok(tokens(&app, access, refresh))
-    } else {
-        Err(ApiError::Unauthenticated)
-    }
+    let lives = lives(ctx.app());
+    let session = sessions::rotate(&mut db, &old, &access, &refresh, lives, &client.origin(), since).await?;
+    let session = session.ok_or(ApiError::Unauthenticated)?;
+    Ok(tokens(&ctx, session, &access, &refresh, is_cookie))
 }
 
-/// 204; the session's tokens end.
-pub async fn logout(mut session: Session) -> Result<StatusCode, ApiError> {
-    sessions::delete(&mut session.db, session.user.id, session.id).await?;
-    Ok(StatusCode::NO_CONTENT)
+/// 204; the session's tokens end, and cookies are forgotten.
+pub async fn logout(mut session: Session) -> Result<Response, ApiError> {
+    let id = session.caller.id();
+    finish(&mut session, id).await?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    cookies::clear(response.headers_mut());
+    Ok(response)
 }
 
-/// 200 with the user.
+/// 200 with the user; for a key, with what it may do.
 pub async fn me(session: Session) -> Json<User> {
     Json(session.user)
 }
@@ -152,7 +183,7 @@ pub async fn me(session: Session) -> Json<User> {
 /// 200 with the user's own sessions, oldest first.
 pub async fn list(mut session: Session) -> Result<Json<List<Listed>>, ApiError> {
     let (user, since) = (session.user.id, session.ctx.detail().sessions_since);
-    let items = sessions::list(&mut session.db, user, session.id, since).await?;
+    let items = sessions::list(&mut session.db, user, session.caller.id(), since).await?;
     Ok(Json(List::all(items)))
 }
 
@@ -161,54 +192,30 @@ pub async fn end(
     mut session: Session,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let (user, id) = (session.user.id, super::id(id)?);
-    if sessions::delete(&mut session.db, user, id).await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::NotFound)
-    }
+    let id = super::id(id)?;
+    if finish(&mut session, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::NotFound) }
 }
 
-/// 204; the password is another, and all other sessions of the user end. 401 `bad_credentials` when the current one is
-/// wrong, 422 when the new one is too short or too long, 429 as for a login.
-pub async fn change_password(
-    credentials: Credentials,
-    client: Client,
-    body: Body<ChangePassword>,
-) -> Result<StatusCode, ApiError> {
-    let mut session = credentials.session().await?;
-    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let attempt = attempt(&app, tenant, &session.user.email, &client)?;
-    let (_, stored) = users::get(&mut session.db, session.user.id).await?.ok_or(ApiError::Unauthenticated)?;
-    let ChangePassword { current_password, new_password } = body.value;
-    if secrecy::ExposeSecret::expose_secret(&current_password).len() > password::MAX_BYTES {
-        return Err(ApiError::BadCredentials);
-    }
-    let hashing = async {
-        let verified = app.hasher.verify(tenant, current_password, stored).await;
-        match verified {
-            Ok(true) => app.throttle.succeeded(&attempt),
-            Ok(false) => return Err(ApiError::BadCredentials),
-            Err(e) => {
-                app.throttle.undecided(&attempt);
-                return Err(e);
-            }
-        }
-        app.hasher.hash(tenant, new_password).await
-    };
-    let hash = session.without_connection(hashing).await??;
-    let (by, user, id) = (By::of(&session), session.user.id, session.id);
+/// Ends a session of the user's own; false when it is none.
+async fn finish(session: &mut Session, id: Uuid) -> Result<bool, ApiError> {
+    let (by, user) = (By::of(session), session.user.id);
     let mut tx = session.db.transaction().await?;
-    users::set_password(&mut tx, user, &hash).await?;
-    sessions::delete_all(&mut tx, user, Some(id)).await?;
-    audit::insert(&mut tx, &by, "users.change_password", Some(&user.to_string()), &Value::Null, &Value::Null)
-        .await?;
+    let is_theirs = sessions::delete(&mut tx, user, id).await?;
+    if is_theirs {
+        let (id, none) = (id.to_string(), Value::Null);
+        audit::insert(&mut tx, &by, "sessions.end", Some(&id), &none, &none).await?;
+    }
     tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(is_theirs)
 }
 
 /// Whether another password may be tried.
-fn attempt(app: &App, tenant: TenantId, account: &str, client: &Client) -> Result<Attempt, ApiError> {
+pub(super) fn attempt(
+    app: &App,
+    tenant: TenantId,
+    account: &str,
+    client: &Client,
+) -> Result<Attempt, ApiError> {
     app.throttle.admit(tenant, account, client.address, Instant::now()).map_err(|wait| {
         let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
         ApiError::TooManyAttempts { seconds }
@@ -223,11 +230,39 @@ fn lives(app: &App) -> Lives {
     }
 }
 
-fn tokens(app: &App, access: Bearer, refresh: Bearer) -> Json<Tokens> {
-    Json(Tokens {
-        access_token: access.text,
-        token_type: "Bearer",
-        expires_in: app.config.api.access_token_life.as_secs(),
-        refresh_token: refresh.text,
-    })
+fn tokens(
+    ctx: &TenantContext,
+    session: Uuid,
+    access: &Bearer,
+    refresh: &Bearer,
+    is_cookie: bool,
+) -> Response {
+    let api = &ctx.app().config.api;
+    let expires_in = api.access_token_life.as_secs();
+    if !is_cookie {
+        return Json(Tokens {
+            access_token: Some(access.text.clone()),
+            token_type: "Bearer",
+            expires_in,
+            refresh_token: Some(refresh.text.clone()),
+            csrf_token: None,
+        })
+        .into_response();
+    }
+    let csrf = cookies::csrf(&ctx.app().csrf, ctx.detail().tenant.id, session);
+    let issued = Issued {
+        access: (&access.text, expires_in),
+        refresh: (&refresh.text, api.refresh_token_life.as_secs()),
+        csrf: &csrf,
+    };
+    let mut headers = HeaderMap::new();
+    cookies::set(&mut headers, issued);
+    let body = Tokens {
+        access_token: None,
+        token_type: "Cookie",
+        expires_in,
+        refresh_token: None,
+        csrf_token: Some(csrf.clone()),
+    };
+    (headers, Json(body)).into_response()
 }

@@ -59,7 +59,7 @@ pub async fn create(
         return Err(ApiError::invalid("key", "begins with a letter and holds only a-z, 0-9 and _"));
     }
     let title = super::name("title", &title, 100)?;
-    let rights = known(permissions)?;
+    let rights = known("permissions", permissions)?;
     once(&mut session, &asked, &body.raw, async move |tx| {
         covered(&tx.rights_now().await?, &rights)?;
         if !roles::insert(tx, &key, &title, &rights).await? {
@@ -87,7 +87,7 @@ pub async fn update(
         return Err(ApiError::invalid(".", "must change something"));
     }
     let title = title.map(|t| super::name("title", &t, 100)).transpose()?;
-    let rights = permissions.map(known).transpose()?;
+    let rights = permissions.map(|p| known("permissions", p)).transpose()?;
     once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;
         if let Some(rights) = &rights {
@@ -124,13 +124,13 @@ pub async fn delete(
 }
 
 /// The permissions, if they mean something.
-fn known(permissions: Vec<String>) -> Result<Rights, ApiError> {
+pub(super) fn known(field: &str, permissions: Vec<String>) -> Result<Rights, ApiError> {
     if permissions.len() > 200 {
-        return Err(ApiError::invalid("permissions", "must be at most 200"));
+        return Err(ApiError::invalid(field, "must be at most 200"));
     }
     if let Some(n) = permissions.iter().position(|p| !is_known(p)) {
         return Err(ApiError::invalid(
-            &format!("permissions[{n}]"),
+            &format!("{field}[{n}]"),
             "must be a permission, or a pattern of some",
         ));
     }
@@ -138,7 +138,7 @@ fn known(permissions: Vec<String>) -> Result<Rights, ApiError> {
 }
 
 /// Nobody gives away what they do not have.
-fn covered(own: &Rights, rights: &Rights) -> Result<(), ApiError> {
+pub(super) fn covered(own: &Rights, rights: &Rights) -> Result<(), ApiError> {
     if own.cover(rights) { Ok(()) } else { Err(ApiError::Forbidden) }
 }
 

@@ -4,17 +4,20 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
+use bytes::Bytes;
 use http::StatusCode;
 use secrecy::SecretString;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::passwords::send_link;
 use super::{Answer, Asked, Body, List, Page, Work, once};
 use crate::auth::rights::Rights;
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
+use crate::repo::links::{self, Purpose};
 use crate::repo::users::{self, Change, NewUser, User};
-use crate::repo::{roles, sessions};
+use crate::repo::{api_keys, roles, sessions};
 
 const LIST: &str = "users";
 
@@ -28,7 +31,7 @@ pub struct Create {
     #[schema(min_length = 1, max_length = 200)]
     name: String,
     role: String,
-    /// Without one nobody can log in as this user yet.
+    /// Without one the user gets a letter, to choose it.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 8, max_length = 1024)]
     password: Option<SecretString>,
@@ -91,15 +94,51 @@ pub async fn create(
         }
         None => None,
     };
-    once(&mut session, &asked, &body.raw, async move |tx| {
+    let (ctx, language) = (session.ctx.clone(), session.client.language);
+    let mailed = ctx.clone();
+    let made = once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;
         grantable(tx, &own, &role).await?;
         let new = NewUser { email, name, role, password_hash };
         let made = users::insert(tx, &new).await?.ok_or(ApiError::Conflict(Conflict::EmailTaken))?;
+        if new.password_hash.is_none() {
+            send_link(tx, &ctx, language, &made, Purpose::Invitation).await?;
+        }
         tx.record("users.create", made.id, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })
-    .await
+    .await?;
+    mailed.app().mailer.hint(mailed.detail().tenant.id);
+    Ok(made)
+}
+
+/// 202; the user gets another letter with a link, and the one before does not work any more. 409 `user_disabled`; 403 for
+/// a user who may do what the caller may not.
+pub async fn invite(
+    credentials: Credentials,
+    asked: Asked,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    let id = super::id(id)?;
+    let (ctx, language) = (session.ctx.clone(), session.client.language);
+    let mailed = ctx.clone();
+    let invited = once(&mut session, &asked, &Bytes::new(), async move |tx| {
+        let own = tx.rights_now().await?;
+        let (user, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
+        if !own.cover(&user.permissions) {
+            return Err(ApiError::Forbidden);
+        }
+        if user.disabled {
+            return Err(ApiError::Conflict(Conflict::UserDisabled));
+        }
+        send_link(tx, &ctx, language, &user, Purpose::Invitation).await?;
+        tx.record("users.invite", id, &(), &()).await?;
+        Ok(Answer::later())
+    })
+    .await?;
+    mailed.app().mailer.hint(mailed.detail().tenant.id);
+    Ok(invited)
 }
 
 /// 200 with the user. A user that is disabled, or gets another role, is logged out everywhere. 409 `last_administrator`
@@ -130,6 +169,8 @@ pub async fn update(
         users::update(tx, id, &Change { name, role, disabled }).await?;
         if leaves {
             sessions::delete_all(tx, id, None).await?;
+            api_keys::delete_all(tx, id).await?;
+            links::delete_all(tx, id).await?;
         }
         if !users::has_administrator(tx).await? {
             return Err(ApiError::Conflict(Conflict::LastAdministrator));

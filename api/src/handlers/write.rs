@@ -8,15 +8,14 @@ use ring::hmac;
 use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use uuid::Uuid;
 
-use crate::auth::Session;
 use crate::auth::rights::Rights;
+use crate::auth::{Caller, Session};
 use crate::db::{DbError, Query, TenantTx};
 use crate::error::ApiError;
 use crate::repo::audit::{self, By};
-use crate::repo::idempotency::{self, Begun};
-use crate::repo::{sessions, users};
+use crate::repo::idempotency::{self, Begun, Kept};
+use crate::repo::{api_keys, sessions, users};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that an answer is that of an earlier request.
@@ -60,9 +59,14 @@ impl Answer {
         Self(StatusCode::NO_CONTENT, serde_json::Value::Null)
     }
 
+    /// 202.
+    pub fn later() -> Self {
+        Self(StatusCode::ACCEPTED, serde_json::Value::Null)
+    }
+
     fn response(self) -> Response {
         match self.0 {
-            StatusCode::NO_CONTENT => self.0.into_response(),
+            StatusCode::NO_CONTENT | StatusCode::ACCEPTED => self.0.into_response(),
             status => (status, Json(self.1)).into_response(),
         }
     }
@@ -72,7 +76,7 @@ impl Answer {
 pub struct Work<'a, 't> {
     tx: &'a mut TenantTx<'t>,
     by: By,
-    session: Uuid,
+    caller: Caller,
     permission: Option<&'static str>,
     recorded: bool,
 }
@@ -85,8 +89,11 @@ impl Work<'_, '_> {
     /// [`ApiError::Unauthenticated`] or [`ApiError::Forbidden`].
     pub async fn rights_now(&mut self) -> Result<Rights, ApiError> {
         users::lock_administrators(self).await?;
-        let session = self.session;
-        let own = sessions::rights(self, session).await?.ok_or(ApiError::Unauthenticated)?;
+        let own = match self.caller {
+            Caller::Session(id) => sessions::rights(self, id).await?,
+            Caller::Key { id, .. } => api_keys::rights(self, id).await?,
+        };
+        let own = own.ok_or(ApiError::Unauthenticated)?;
         if self.permission.is_none_or(|wanted| own.allow(wanted)) {
             Ok(own)
         } else {
@@ -138,18 +145,26 @@ pub async fn once(
     raw: &Bytes,
     work: impl AsyncFnOnce(&mut Work<'_, '_>) -> Result<Answer, ApiError>,
 ) -> Result<Response, ApiError> {
-    let user = session.user.id;
-    let (by, id, permission) = (By::of(session), session.id, session.route.permission);
+    let (ctx, user) = (session.ctx.clone(), session.user.id);
+    let (by, caller, permission) = (By::of(session), session.caller.clone(), session.route.permission);
     let mut tx = session.db.transaction().await?;
+    let mut place = None;
     if let Some(key) = &asked.key {
         // Under a key: a body may hold a password, and what is stored must not help to guess it.
         let mut what = hmac::Context::with_key(&session.ctx.app().requests);
         what.update(format!("{} {}\n", asked.method, asked.path).as_bytes());
         what.update(raw);
         match idempotency::begin(&mut tx, user, key, what.sign().as_ref()).await? {
-            Begun::First => {}
+            Begun::First(at) => place = Some(at),
             Begun::Answered { status, body } => {
                 tx.rollback().await?;
+                let body = match body {
+                    Kept::Plain(body) => body,
+                    Kept::Sealed(place, sealed) => {
+                        let body = ctx.open_sealed(place, &sealed)?;
+                        serde_json::from_slice(&body).map_err(|_| ApiError::Internal)?
+                    }
+                };
                 let status = StatusCode::from_u16(status).map_err(|_| ApiError::Internal)?;
                 let mut response = Answer(status, body).response();
                 response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
@@ -161,7 +176,7 @@ pub async fn once(
             }
         }
     }
-    let mut doing = Work { tx: &mut tx, by, session: id, permission, recorded: false };
+    let mut doing = Work { tx: &mut tx, by, caller, permission, recorded: false };
     let done = work(&mut doing).await;
     let is_recorded = doing.recorded;
     let answer = match done {
@@ -175,8 +190,11 @@ pub async fn once(
             return Err(refused);
         }
     };
-    if let Some(key) = &asked.key {
-        idempotency::finish(&mut tx, user, key, answer.0.as_u16(), &answer.1).await?;
+    if let Some(place) = place {
+        // Sealed: an answer may hold what is sealed elsewhere, or a secret that is shown once.
+        let body = serde_json::to_vec(&answer.1).map_err(|_| ApiError::Internal)?;
+        let sealed = ctx.seal(place, &body)?;
+        idempotency::finish(&mut tx, place.row, answer.0.as_u16(), &sealed).await?;
     }
     tx.commit().await?;
     Ok(answer.response())

@@ -134,6 +134,14 @@ pub async fn list(
     Ok(rows.iter().map(entry).collect())
 }
 
+/// Removes a few entries that are older than so many days; the database keeps thirty at least.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn expire(db: &mut impl Query, keep_days: i32) -> Result<i64, DbError> {
+    Ok(db.query(EXPIRE, &[&keep_days]).await?.first().map_or(0, |r| r.get(0)))
+}
+
 fn entry(row: &Row) -> Entry {
     Entry {
         id: row.get("id"),
@@ -151,4 +159,5 @@ fn entry(row: &Row) -> Entry {
 }
 
 pub(super) const INSERT: &str = include_str!("sql/audit/insert.sql");
+pub(super) const EXPIRE: &str = "select audit_log_expire($1, 5000)";
 pub(super) const LIST: &str = include_str!("sql/audit/list.sql");

@@ -1,23 +1,33 @@
 //! Idempotency keys: the same request twice happens once, and is answered the same.
 
+use gmah_shared::secret::data::Place;
 use uuid::Uuid;
 
 use crate::db::{DbError, Query};
 
 /// What is known of a key.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Begun {
-    /// First use: go on, and [`finish`] in the same transaction.
-    First,
+    /// First use: go on, and [`finish`] in the same transaction, with the answer sealed for this place.
+    First(Place),
     /// Used for this very request: its answer.
     Answered {
         /// Status.
         status: u16,
         /// Body.
-        body: serde_json::Value,
+        body: Kept,
     },
     /// Used for another request.
     Other,
+}
+
+/// A body, as it is kept.
+#[derive(Debug, Clone)]
+pub enum Kept {
+    /// For a place.
+    Sealed(Place, Vec<u8>),
+    /// By the version before this one, within the last day.
+    Plain(serde_json::Value),
 }
 
 /// Claims a key within a transaction. A second request with the same key waits for the first to end.
@@ -31,8 +41,9 @@ pub async fn begin(
     request_hash: &[u8],
 ) -> Result<Begun, DbError> {
     tx.execute(DELETE_EXPIRED, &[&user]).await?;
-    if tx.execute(INSERT, &[&user, &key, &request_hash]).await? == 1 {
-        return Ok(Begun::First);
+    let row = Uuid::now_v7();
+    if tx.execute(INSERT, &[&user, &key, &request_hash, &row]).await? == 1 {
+        return Ok(Begun::First(place(row)));
     }
     let rows = tx.query(GET, &[&user, &key]).await?;
     let Some(row) = rows.first() else {
@@ -42,22 +53,24 @@ pub async fn begin(
         return Ok(Begun::Other);
     }
     let status = u16::try_from(row.get::<_, i32>("status")).unwrap_or(500);
-    Ok(Begun::Answered { status, body: row.get("body") })
+    let body = match row.get("answer") {
+        Some(sealed) => Kept::Sealed(place(row.get("place")), sealed),
+        None => Kept::Plain(row.get::<_, Option<_>>("body").unwrap_or_default()),
+    };
+    Ok(Begun::Answered { status, body })
 }
 
 /// Stores the answer of a claimed key.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn finish(
-    tx: &mut impl Query,
-    user: Uuid,
-    key: &str,
-    status: u16,
-    body: &serde_json::Value,
-) -> Result<(), DbError> {
-    tx.execute(FINISH, &[&user, &key, &i32::from(status), body]).await?;
+pub async fn finish(tx: &mut impl Query, place: Uuid, status: u16, sealed: &[u8]) -> Result<(), DbError> {
+    tx.execute(FINISH, &[&place, &i32::from(status), &sealed]).await?;
     Ok(())
+}
+
+fn place(row: Uuid) -> Place {
+    Place { table: "idempotency_keys", column: "answer", row }
 }
 
 pub(super) const INSERT: &str = include_str!("sql/idempotency/insert.sql");

@@ -49,22 +49,22 @@ pub struct Listed {
     pub used_at: OffsetDateTime,
 }
 
-/// Stores a new session of a user, as the user and the password's hash were when the password was checked; false when
+/// Stores a new session of a user, as the user and the password's hash were when the password was checked; none when
 /// they are not so any more.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn insert(
-    db: &mut impl Query,
+    tx: &mut impl Query,
     (user, hash): (&User, Option<&str>),
     access: &Bearer,
     refresh: &Bearer,
     lives: Lives,
     origin: &Origin,
     generation: Generation,
-) -> Result<bool, DbError> {
+) -> Result<Option<Uuid>, DbError> {
     let id = Uuid::now_v7();
-    let made = db
+    let made = tx
         .execute(
             INSERT,
             &[
@@ -82,7 +82,7 @@ pub async fn insert(
             ],
         )
         .await?;
-    Ok(made == 1)
+    Ok((made == 1).then_some(id))
 }
 
 /// What the user of a session may do right now; none when it is over.
@@ -106,7 +106,7 @@ pub async fn by_access_hash(
     Ok(rows.first().map(|r| (r.get("session_id"), user(r))))
 }
 
-/// Exchanges a refresh token for new tokens of the same session; false when it is unknown, used or expired. One that
+/// Exchanges a refresh token for new tokens of the same session, which is answered; none when it is unknown, used or expired. One that
 /// was exchanged before ends its session.
 ///
 /// # Errors
@@ -119,18 +119,19 @@ pub async fn rotate(
     lives: Lives,
     origin: &Origin,
     since: Generation,
-) -> Result<bool, DbError> {
+) -> Result<Option<Uuid>, DbError> {
     let (address, agent) = (&origin.address, &origin.user_agent);
-    let changed = db
-        .execute(
+    let rows = db
+        .query(
             ROTATE,
             &[&old, &access.hash, &lives.access, &refresh.hash, &lives.refresh, &since.0, address, agent],
         )
         .await?;
-    if changed == 0 && db.execute(END_REUSED, &[&old, address, agent]).await? > 0 {
+    let session = rows.first().map(|r| r.get("session_id"));
+    if session.is_none() && db.execute(END_REUSED, &[&old, address, agent]).await? > 0 {
         tracing::warn!("a refresh token came a second time: its session is over");
     }
-    Ok(changed == 1)
+    Ok(session)
 }
 
 /// A user's sessions, in order of their beginnings.

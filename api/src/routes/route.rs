@@ -32,6 +32,8 @@ pub enum Answers {
     One(u16, Described),
     /// 200 and a page of such objects.
     List(Described),
+    /// 202: it will be done.
+    Later,
     /// 200 and something that is no JSON object of this api, of a media type.
     Other(&'static str),
 }
@@ -60,6 +62,8 @@ pub struct Route {
     pub access: Access,
     /// Module that it belongs to.
     pub module: Option<&'static str>,
+    /// Whether only a person may ask, and no program with a key.
+    pub is_personal: bool,
     /// What the user's role must allow.
     pub permission: Option<&'static str>,
     /// The body.
@@ -87,12 +91,31 @@ impl Route {
     ) -> Self {
         let (access, answers) = (Access::User, Answers::Nothing);
         let (module, permission, takes) = (None, None, None);
-        Self { method, path, summary, access, module, permission, takes, answers, query: &[], handler }
+        let is_personal = false;
+        Self {
+            method,
+            path,
+            summary,
+            access,
+            module,
+            is_personal,
+            permission,
+            takes,
+            answers,
+            query: &[],
+            handler,
+        }
     }
 
     /// Needs no login.
     pub(super) const fn open(mut self) -> Self {
         self.access = Access::Tenant;
+        self
+    }
+
+    /// Needs a person, who logged in.
+    pub(super) const fn personal(mut self) -> Self {
+        self.is_personal = true;
         self
     }
 
@@ -129,6 +152,12 @@ impl Route {
     /// Answers 200 with a page.
     pub(super) const fn lists<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::List(described::<T>);
+        self
+    }
+
+    /// Answers 202.
+    pub(super) const fn accepts(mut self) -> Self {
+        self.answers = Answers::Later;
         self
     }
 

@@ -1,10 +1,13 @@
--- Primary keys of organizations, plans, database_servers and organization_features.
+-- Primary keys of organizations, plans, database_servers organization_features and organization_keys.
 select o.id, o.slug, o.status, o.generation, o.revision, o.name, o.plan, o.settings, o.limits,
        coalesce((o.limits ->> 'members')::bigint, p.max_members::bigint) as max_members,
        o.sessions_since, o.database_name, o.role_name, o.role_password, o.placement,
        s.name as server, s.host, s.port, s.tls, s.tls_ca,
        array(select f.module from organization_features f
-             where f.organization_id = o.id and f.enabled order by f.module) as modules
+             where f.organization_id = o.id and f.enabled order by f.module) as modules,
+       array(select k.secrets from organization_keys k
+             where k.organization_id = o.id
+             order by k.seals_from <= now() desc, k.version desc limit 8) as data_keys
 from organizations o
 join plans p on p.key = o.plan
 join database_servers s on s.id = o.server_id

@@ -1,6 +1,7 @@
 //! SQL against the master database.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError};
@@ -13,6 +14,7 @@ use super::policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, Pool
 use super::{EdgeTenant, Placement, Tenant, TenantDetail};
 use crate::hostname::Hostname;
 use crate::pg::{Hosts, Transport};
+use crate::secret::data::DataKeys;
 use crate::secret::{MasterKey, SecretError};
 use crate::tenant::{Generation, TenantId, TenantSlug};
 use crate::token::{Keyring, SigningKey, VerifyingKey};
@@ -321,7 +323,10 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     let port = u16::try_from(row.get::<_, i32>("port")).map_err(|e| odd("port", &e))?;
     let hosts = Hosts::parse(row.get("host"), port).map_err(|e| odd("host", &e))?;
     let transport = Transport::parse(row.get("tls"), row.get("tls_ca")).map_err(|e| odd("tls", &e))?;
+    let sealed: Vec<Vec<u8>> = row.get("data_keys");
+    let data_keys = (!sealed.is_empty()).then(|| DataKeys::unwrap(key, tenant.id, &sealed)).transpose()?;
     Ok(TenantDetail {
+        data_keys: data_keys.map(Arc::new),
         name: row.get("name"),
         plan: row.get("plan"),
         max_members: row.get("max_members"),

@@ -24,6 +24,7 @@ const TOP_LEVEL: &[&str] = &[
     "router",
     "api",
     "pool",
+    "mail",
 ];
 
 /// A file that has been read, and whose top level holds known names only.

@@ -1,3 +1,3 @@
--- Primary key.
-update idempotency_keys set status = $3, body = $4
-where user_id = $1 and key = $2
+-- Index: idempotency_keys_place.
+update idempotency_keys set status = $2, answer = $3
+where place = $1

@@ -1,4 +1,4 @@
 -- Primary key. Waits for another transaction that claims the same key.
-insert into idempotency_keys (user_id, key, request_hash, status, body)
-values ($1, $2, $3, 0, 'null')
+insert into idempotency_keys (user_id, key, request_hash, status, place)
+values ($1, $2, $3, 0, $4)
 on conflict (user_id, key) do nothing

@@ -9,3 +9,4 @@ with exchanged as (
     returning s.id)
 insert into refresh_tokens_used (hash, session_id, address, user_agent)
 select $1, id, $7, $8 from exchanged
+returning session_id
