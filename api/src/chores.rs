@@ -16,6 +16,7 @@ use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::repo::{audit, links, outbox};
 use crate::server::App;
+use crate::settings::{self, CoreSettings};
 
 /// Organisations that one node takes at once.
 const BATCH: i64 = 20;
@@ -62,7 +63,8 @@ async fn one(app: &Arc<App>, tenant: TenantId) {
 async fn chores(app: &Arc<App>, tenant: TenantId) -> Result<(), ApiError> {
     let ctx = TenantContext::of_task(app, tenant).await?;
     let mut db = TenantDb::open(&ctx).await?;
-    audit::expire(&mut db, ctx.audit_days()).await?;
+    let settled: CoreSettings = settings::of(&mut db).await?;
+    audit::expire(&mut db, settled.audit_keep_days).await?;
     links::delete_expired(&mut db).await?;
     outbox::delete_expired(&mut db).await?;
     if outbox::next_attempt(&mut db).await?.is_some() {

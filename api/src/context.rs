@@ -32,9 +32,6 @@ pub struct TenantContext {
     host: Hostname,
 }
 
-/// Ten years, where an organisation says nothing else.
-const AUDIT_DAYS: i32 = 3653;
-
 impl TenantContext {
     /// Everything the process shares.
     pub fn app(&self) -> &Arc<App> {
@@ -103,12 +100,6 @@ impl TenantContext {
             tracing::error!(tenant = %self.detail().tenant.slug, "no key: `gmah tenant migrate` makes it");
             ApiError::Unavailable
         })
-    }
-
-    /// How long what was done is kept.
-    pub fn audit_days(&self) -> i32 {
-        let days = self.detail().settings.pointer("/audit/keep_days").and_then(serde_json::Value::as_i64);
-        days.and_then(|d| i32::try_from(d).ok()).unwrap_or(AUDIT_DAYS)
     }
 
     /// The id by which the router and the logs know the request.

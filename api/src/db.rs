@@ -57,6 +57,11 @@ impl DbError {
         }
     }
 
+    /// Whether another transaction was faster: what was looked for is gone, or what was not there is (classes 23 and 40).
+    pub fn is_race(&self) -> bool {
+        self.as_db_error().is_some_and(|e| ["23503", "23505", "40001", "40P01"].contains(&e.code().code()))
+    }
+
     /// What the server said, if it said something.
     pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
         match self {

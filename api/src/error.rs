@@ -54,6 +54,10 @@ pub enum ApiError {
         /// The rule.
         message: String,
     },
+    /// It is not any more as `If-Match` says.
+    PreconditionFailed,
+    /// Lines of a file that break rules.
+    Import(Vec<LineError>),
     /// The body's media type is not JSON.
     UnsupportedMediaType,
     /// Over the limit of a body.
@@ -80,6 +84,17 @@ pub enum ApiError {
     },
     /// Ours. The cause has been logged.
     Internal,
+}
+
+/// A rule that a line of a file breaks.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct LineError {
+    /// Line, from 1; that of the names is the first.
+    pub line: u64,
+    /// Column, by its name.
+    pub field: String,
+    /// The rule.
+    pub message: String,
 }
 
 /// What is in the way.
@@ -109,6 +124,24 @@ pub enum Conflict {
     TooManyKeys,
     /// The user is disabled.
     UserDisabled,
+    /// Fewer members answer for the loan than the organisation asks for.
+    TooFewGuarantors,
+    /// The loan is larger, or runs longer, than the organisation allows by now.
+    LoanRules,
+    /// The member has as many loans as one may have.
+    TooManyLoans,
+    /// Members belong to that family.
+    FamilyInUse,
+    /// Another patient has that national id.
+    NationalIdTaken,
+    /// The patient is in hospital already.
+    AlreadyAdmitted,
+    /// The patient has left.
+    Discharged,
+    /// What the request goes by is not there any more, or something is there that was not.
+    Meanwhile,
+    /// The invoice is cancelled, or something was paid.
+    InvoiceStatus,
 }
 
 impl Conflict {
@@ -125,6 +158,15 @@ impl Conflict {
             Self::TotpNotBegun => ("totp_not_begun", "There is no second factor to confirm."),
             Self::TooManyKeys => ("too_many_keys", "There are as many keys as one may have."),
             Self::UserDisabled => ("user_disabled", "This user is disabled."),
+            Self::Meanwhile => ("changed_meanwhile", "Somebody else was faster. Please look again."),
+            Self::TooFewGuarantors => ("too_few_guarantors", "More members must answer for this loan."),
+            Self::LoanRules => ("loan_rules", "The organisation's rules do not allow this loan."),
+            Self::TooManyLoans => ("too_many_loans", "The member has as many loans as one may have."),
+            Self::FamilyInUse => ("family_in_use", "Members belong to this family."),
+            Self::NationalIdTaken => ("national_id_taken", "Another patient has this national id."),
+            Self::AlreadyAdmitted => ("already_admitted", "The patient is in hospital already."),
+            Self::Discharged => ("discharged", "The patient has left."),
+            Self::InvoiceStatus => ("invoice_status", "The invoice's status does not allow this."),
             Self::LastAdministrator => ("last_administrator", "There must be one administrator at least."),
         }
     }
@@ -178,10 +220,18 @@ impl ApiError {
             Self::Invalid { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request breaks a rule.")
             }
+            Self::PreconditionFailed => (
+                StatusCode::PRECONDITION_FAILED,
+                "precondition_failed",
+                "It was changed by somebody else meanwhile.",
+            ),
+            Self::Import(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "import_invalid", "The file has lines that break a rule.")
+            }
             Self::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
-                "The body must be application/json.",
+                "The body is not of the media type that is taken here.",
             ),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large."),
             Self::IdempotencyKeyReused => (
@@ -226,6 +276,7 @@ impl ApiError {
                 body["field"] = field.as_str().into();
                 body["detail"] = message.as_str().into();
             }
+            Self::Import(errors) => body["errors"] = serde_json::json!(errors),
             Self::ModuleDisabled(module) => body["module"] = (*module).into(),
             Self::PlanLimit { limit, allowed, current, plan } => {
                 body["limit"] = (*limit).into();
@@ -284,6 +335,10 @@ impl From<PoolError> for ApiError {
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
+        if error.is_race() {
+            tracing::debug!(error = %error.chain(), "somebody else was faster");
+            return Self::Conflict(Conflict::Meanwhile);
+        }
         if error.is_unavailable() {
             tracing::warn!(error = %error.chain(), "tenant database gave no answer");
             Self::Unavailable

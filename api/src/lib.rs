@@ -31,6 +31,7 @@ pub mod pool;
 pub mod repo;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod token;
 
 mod admin;

@@ -13,6 +13,10 @@ pub struct Module {
     pub key: &'static str,
     /// For people.
     pub title: &'static str,
+    /// Modules that it needs.
+    pub requires: &'static [&'static str],
+    /// Numbers of a plan that it counts against.
+    pub limits: &'static [&'static str],
     /// What a role may be allowed in it.
     pub permissions: &'static [&'static str],
     /// Its tables.
@@ -41,8 +45,18 @@ pub const PATIENTS: &str = "patients";
 pub const CORE: Module = Module {
     key: "core",
     title: "Users, roles and sessions",
+    requires: &[],
+    limits: &["users", "storage_bytes"],
     // Not `audit.read`: who may read everything else is watched by it.
-    permissions: &["users.read", "users.write", "roles.write", "audit.inspect", "keys.write"],
+    permissions: &[
+        "users.read",
+        "users.write",
+        "roles.write",
+        "audit.inspect",
+        "keys.write",
+        "settings.read",
+        "settings.write",
+    ],
     migrations: MigrationSet {
         name: "core",
         files: &[
@@ -53,6 +67,11 @@ pub const CORE: Module = Module {
                 version: 4,
                 name: "accounts",
                 sql: include_str!("../migrations/core/0004_accounts.sql"),
+            },
+            Migration {
+                version: 5,
+                name: "settings",
+                sql: include_str!("../migrations/core/0005_settings.sql"),
             },
         ],
     },
@@ -68,9 +87,12 @@ pub const OPTIONAL: &[Module] = &[
     Module {
         key: LOANS,
         title: "Members, loans and payments of a free-loan society",
+        requires: &[],
+        limits: &["members"],
         permissions: &[
             "members.read",
             "members.write",
+            "members.export",
             "loans.read",
             "loans.write",
             "loans.approve",
@@ -90,23 +112,52 @@ pub const OPTIONAL: &[Module] = &[
                     name: "loans",
                     sql: include_str!("../migrations/loans/0002_loans.sql"),
                 },
+                Migration {
+                    version: 3,
+                    name: "families",
+                    sql: include_str!("../migrations/loans/0003_families.sql"),
+                },
             ],
         },
         sealed: &[],
     },
     Module {
         key: PATIENTS,
-        title: "Patients and hospitalizations of a hospital",
-        permissions: &["patients.read", "patients.write"],
+        title: "Patients, hospitalizations and invoices of a hospital",
+        requires: &[],
+        limits: &[],
+        permissions: &[
+            "patients.read",
+            "patients.write",
+            "patients.export",
+            "hospitalizations.read",
+            "hospitalizations.write",
+            "invoices.read",
+            "invoices.write",
+            "payments.read",
+            "payments.write",
+        ],
         migrations: MigrationSet {
             name: PATIENTS,
-            files: &[Migration {
-                version: 1,
-                name: "patients",
-                sql: include_str!("../migrations/patients/0001_patients.sql"),
-            }],
+            files: &[
+                Migration {
+                    version: 1,
+                    name: "patients",
+                    sql: include_str!("../migrations/patients/0001_patients.sql"),
+                },
+                Migration {
+                    version: 2,
+                    name: "hospital",
+                    sql: include_str!("../migrations/patients/0002_hospital.sql"),
+                },
+            ],
         },
-        sealed: &[],
+        sealed: &[
+            Sealed { table: "patients", key: "id", column: "national_id" },
+            Sealed { table: "patients", key: "id", column: "address" },
+            Sealed { table: "patients", key: "id", column: "notes" },
+            Sealed { table: "hospitalizations", key: "id", column: "reason" },
+        ],
     },
 ];
 
@@ -119,6 +170,15 @@ pub fn permissions() -> impl Iterator<Item = &'static str> {
 pub fn fingerprint() -> String {
     let all: Vec<_> = std::iter::once(&CORE).chain(OPTIONAL).map(|m| &m.migrations).collect();
     migrate::fingerprint(&all)
+}
+
+/// Modules that those need and that are not among them.
+pub fn missing<'a>(all: &'a [Module], keys: &[&str]) -> Vec<(&'a str, &'static str)> {
+    let wanted = all.iter().filter(|m| keys.contains(&m.key));
+    wanted
+        .flat_map(|m| m.requires.iter().map(|needed| (m.key, *needed)))
+        .filter(|(_, needed)| !keys.contains(needed))
+        .collect()
 }
 
 /// The module of a key.
@@ -146,6 +206,18 @@ mod tests {
             }
         }
         assert!(OPTIONAL.is_sorted_by_key(|m| m.key));
+    }
+
+    #[test]
+    fn what_a_module_needs_is_named() {
+        let all = [Module { requires: &[PATIENTS], key: "wards", ..CORE }, Module { key: PATIENTS, ..CORE }];
+        assert_eq!(missing(&all, &["wards"]), [("wards", PATIENTS)]);
+        assert!(missing(&all, &["wards", PATIENTS]).is_empty());
+        assert!(missing(&all, &[PATIENTS]).is_empty());
+        // What is needed is there, and nobody needs themselves.
+        for module in OPTIONAL {
+            assert!(module.requires.iter().all(|r| find(r).is_some() && *r != module.key));
+        }
     }
 
     #[test]

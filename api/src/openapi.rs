@@ -71,6 +71,13 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         parameters.extend(LIST_PARAMETERS.iter().map(parameter));
     }
     parameters.extend(route.query.iter().map(parameter));
+    if matches!(route.method, "PATCH" | "PUT") {
+        parameters.push(json!({
+            "name": "If-Match", "in": "header", "required": false,
+            "description": "The `ETag` of what is to be changed: another is refused with 412.",
+            "schema": {"type": "string", "pattern": "^(\\*|\"[A-Za-z0-9_-]{22}\")$"},
+        }));
+    }
     if takes_key(route) {
         parameters.push(json!({
             "name": "Idempotency-Key", "in": "header", "required": false,
@@ -94,6 +101,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         let schema = json!(takes(schemas));
         operation["requestBody"] =
             json!({"required": true, "content": {"application/json": {"schema": schema}}});
+    }
+    if let Some(media_type) = route.takes_file {
+        operation["requestBody"] =
+            json!({"required": true, "content": {media_type: {"schema": {"type": "string"}}}});
     }
     if route.access == Access::User {
         operation["security"] = json!([{"bearer": []}]);
@@ -197,6 +208,7 @@ const REFUSALS: &[(u16, &str)] = &[
     (403, "The organisation is suspended, or the user may not do this."),
     (404, "There is nothing here."),
     (409, "Something is in the way; `code` says what."),
+    (412, "It was changed by somebody else meanwhile."),
     (413, "The body is too large."),
     (415, "The body is not of the media type that the route takes."),
     (422, "The request breaks a rule; `field` says where."),
@@ -207,7 +219,8 @@ const REFUSALS: &[(u16, &str)] = &[
 fn refuses(route: &Route, status: u16) -> bool {
     match status {
         409 => route.is_write(),
-        413 | 415 => route.takes.is_some(),
+        412 => matches!(route.method, "PATCH" | "PUT"),
+        413 | 415 => route.takes.is_some() || route.takes_file.is_some(),
         422 => route.is_write() || matches!(route.answers, Answers::List(_)) || !route.query.is_empty(),
         _ => true,
     }

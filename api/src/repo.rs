@@ -4,7 +4,11 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod families;
+pub mod hospitalizations;
 pub mod idempotency;
+pub mod invoice_payments;
+pub mod invoices;
 pub mod links;
 pub mod loans;
 pub mod members;
@@ -13,8 +17,15 @@ pub mod patients;
 pub mod payments;
 pub mod roles;
 pub mod sessions;
+pub mod settings;
 pub mod totp;
 pub mod users;
+
+/// What `LIKE` finds anywhere, in lower case and with nothing of it a wildcard.
+pub(crate) fn pattern(search: &str) -> String {
+    let plain = search.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+    format!("%{plain}%")
+}
 
 /// Days in JSON: `YYYY-MM-DD`.
 pub(crate) mod date {
@@ -60,6 +71,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("users/administrators", users::ADMINISTRATORS),
     ("users/set_password", users::SET_PASSWORD),
     ("users/lock", users::LOCK),
+    ("users/count", users::COUNT),
     ("roles/list", roles::LIST),
     ("roles/get", roles::GET),
     ("roles/insert", roles::INSERT),
@@ -76,10 +88,24 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("sessions/delete_all", sessions::DELETE_ALL),
     ("sessions/delete_expired", sessions::DELETE_EXPIRED),
     ("members/list", members::LIST),
+    ("members/find", members::FIND),
     ("members/get", members::GET),
+    ("members/get_locked", members::GET_LOCKED),
+    ("members/insert_many", members::INSERT_MANY),
+    ("members/update", members::UPDATE),
     ("members/insert", members::INSERT),
     ("members/count", members::COUNT),
     ("members/lock", members::LOCK),
+    ("families/list", families::LIST),
+    ("families/get", families::GET),
+    ("families/get_locked", families::GET_LOCKED),
+    ("families/insert", families::INSERT),
+    ("families/rename", families::RENAME),
+    ("families/is_used", families::IS_USED),
+    ("families/delete", families::DELETE),
+    ("settings/get", settings::GET),
+    ("settings/lock", settings::LOCK),
+    ("settings/put", settings::PUT),
     ("loans/list", loans::LIST),
     ("loans/get", loans::GET),
     ("loans/insert", loans::INSERT),
@@ -89,6 +115,25 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("payments/list", payments::LIST),
     ("payments/get", payments::GET),
     ("payments/insert", payments::INSERT),
+    ("loans/count_open", loans::COUNT_OPEN),
+    ("loans/lock_member", loans::LOCK_MEMBER),
+    ("hospitalizations/list", hospitalizations::LIST),
+    ("hospitalizations/get", hospitalizations::GET),
+    ("hospitalizations/get_locked", hospitalizations::GET_LOCKED),
+    ("hospitalizations/insert", hospitalizations::INSERT),
+    ("hospitalizations/set_ward", hospitalizations::SET_WARD),
+    ("hospitalizations/discharge", hospitalizations::DISCHARGE),
+    ("invoices/list", invoices::LIST),
+    ("invoices/get", invoices::GET),
+    ("invoices/lock", invoices::LOCK),
+    ("invoices/insert", invoices::INSERT),
+    ("invoices/cancel", invoices::CANCEL),
+    ("invoice_payments/list", invoice_payments::LIST),
+    ("invoice_payments/get", invoice_payments::GET),
+    ("invoice_payments/insert", invoice_payments::INSERT),
+    ("patients/records", patients::RECORDS),
+    ("patients/get_locked", patients::GET_LOCKED),
+    ("patients/update", patients::UPDATE),
     ("patients/list", patients::LIST),
     ("patients/get", patients::GET),
     ("patients/insert", patients::INSERT),

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{delete, get, patch, post};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{delete, get, patch, post, put};
 use axum::{Extension, Router};
 
 mod route;
@@ -18,19 +18,25 @@ pub(crate) use route::{Described, Schemas};
 
 use crate::error::ApiError;
 use crate::handlers::{
-    api_keys, audit, auth, loans, members, passwords, patients, payments, roles, tenant, totp, users,
+    api_keys, audit, auth, csv, etag, families, hospitalizations, invoice_payments, invoices, loans, members,
+    passwords, patients, payments, roles, settings, tenant, totp, users,
 };
 use crate::modules::{LOANS, PATIENTS};
 use crate::repo::api_keys::ApiKey;
 use crate::repo::audit::Entry;
+use crate::repo::families::Family;
+use crate::repo::hospitalizations::Hospitalization;
+use crate::repo::invoice_payments::InvoicePayment;
+use crate::repo::invoices::Invoice;
 use crate::repo::loans::Loan;
 use crate::repo::members::Member;
-use crate::repo::patients::Patient;
+use crate::repo::patients::{Patient, PatientRecord};
 use crate::repo::payments::Payment;
 use crate::repo::roles::Role;
 use crate::repo::sessions::Listed;
 use crate::repo::users::User;
 use crate::server::App;
+use crate::settings::{CoreSettings, LoansSettings, PatientsSettings};
 use crate::{context, openapi};
 
 /// Every route.
@@ -83,13 +89,39 @@ pub const TABLE: &[Route] = &[
     Route::new("GET", "/api/v1/audit", "What was done, the newest first", || get(audit::list)).may("audit.inspect")
         .asks(audit::QUERY).lists::<Entry>(),
 
+    Route::new("GET", "/api/v1/settings/core", "What goes for everybody", || get(settings::show::<CoreSettings>))
+        .may("settings.read").shows::<CoreSettings>(),
+    Route::new("PUT", "/api/v1/settings/core", "Settle what goes for everybody",
+        || put(settings::replace::<CoreSettings>)).may("settings.write").takes::<CoreSettings>().shows::<CoreSettings>(),
+
+    Route::new("GET", "/api/v1/settings/loans", "Rules of loans", || get(settings::show::<LoansSettings>)).of(LOANS)
+        .may("settings.read").shows::<LoansSettings>(),
+    Route::new("PUT", "/api/v1/settings/loans", "Settle the rules of loans", || put(settings::replace::<LoansSettings>))
+        .of(LOANS).may("settings.write").takes::<LoansSettings>().shows::<LoansSettings>(),
     Route::new("GET", "/api/v1/members", "Members", || get(members::list)).of(LOANS).may("members.read")
-        .lists::<Member>(),
+        .asks(members::QUERY).lists::<Member>(),
     Route::new("POST", "/api/v1/members", "Add a member", || post(members::create)).of(LOANS).may("members.write")
         .takes::<members::Create>().creates::<Member>(),
+    Route::new("POST", "/api/v1/members/import", "Add members out of a file", || post(members::import)).of(LOANS)
+        .may("members.write").asks(csv::QUERY).takes_file(csv::MEDIA_TYPE).shows::<csv::ImportReport>(),
+    Route::new("GET", "/api/v1/members/export", "All members as a file", || get(members::export_all)).of(LOANS)
+        .may("members.export").gives(csv::MEDIA_TYPE),
     Route::new("GET", "/api/v1/members/{id}", "A member", || get(members::show)).of(LOANS).may("members.read")
         .shows::<Member>(),
-    Route::new("GET", "/api/v1/loans", "Loans", || get(loans::list)).of(LOANS).may("loans.read").lists::<Loan>(),
+    Route::new("PATCH", "/api/v1/members/{id}", "Change a member", || patch(members::update)).of(LOANS)
+        .may("members.write").takes::<members::Update>().shows::<Member>(),
+    Route::new("GET", "/api/v1/families", "Families", || get(families::list)).of(LOANS).may("members.read")
+        .lists::<Family>(),
+    Route::new("POST", "/api/v1/families", "Add a family", || post(families::create)).of(LOANS).may("members.write")
+        .takes::<families::FamilyName>().creates::<Family>(),
+    Route::new("GET", "/api/v1/families/{id}", "A family", || get(families::show)).of(LOANS).may("members.read")
+        .shows::<Family>(),
+    Route::new("PATCH", "/api/v1/families/{id}", "Rename a family", || patch(families::rename)).of(LOANS)
+        .may("members.write").takes::<families::FamilyName>().shows::<Family>(),
+    Route::new("DELETE", "/api/v1/families/{id}", "Remove a family", || delete(families::delete)).of(LOANS)
+        .may("members.write"),
+    Route::new("GET", "/api/v1/loans", "Loans", || get(loans::list)).of(LOANS).may("loans.read")
+        .asks(loans::QUERY).lists::<Loan>(),
     Route::new("POST", "/api/v1/loans", "Draft a loan", || post(loans::create)).of(LOANS).may("loans.write")
         .takes::<loans::Create>().creates::<Loan>(),
     Route::new("GET", "/api/v1/loans/{id}", "A loan and its schedule", || get(loans::show)).of(LOANS).may("loans.read")
@@ -105,12 +137,45 @@ pub const TABLE: &[Route] = &[
     Route::new("POST", "/api/v1/loans/{id}/payments/{payment}/reversal", "Take a payment back",
         || post(payments::reverse)).of(LOANS).may("payments.write").creates::<Payment>(),
 
+    Route::new("GET", "/api/v1/settings/patients", "Rules of the hospital", || get(settings::show::<PatientsSettings>))
+        .of(PATIENTS).may("settings.read").shows::<PatientsSettings>(),
+    Route::new("PUT", "/api/v1/settings/patients", "Settle the rules of the hospital",
+        || put(settings::replace::<PatientsSettings>)).of(PATIENTS).may("settings.write").takes::<PatientsSettings>()
+        .shows::<PatientsSettings>(),
     Route::new("GET", "/api/v1/patients", "Patients", || get(patients::list)).of(PATIENTS).may("patients.read")
-        .lists::<Patient>(),
+        .asks(patients::QUERY).lists::<Patient>(),
     Route::new("POST", "/api/v1/patients", "Add a patient", || post(patients::create)).of(PATIENTS)
-        .may("patients.write").takes::<patients::Create>().creates::<Patient>(),
-    Route::new("GET", "/api/v1/patients/{id}", "A patient", || get(patients::show)).of(PATIENTS).may("patients.read")
-        .shows::<Patient>(),
+        .may("patients.write").takes::<patients::Create>().creates::<PatientRecord>(),
+    Route::new("GET", "/api/v1/patients/export", "All patients as a file", || get(patients::export_all)).of(PATIENTS)
+        .may("patients.export").gives(csv::MEDIA_TYPE),
+    Route::new("GET", "/api/v1/patients/{id}", "A patient's record", || get(patients::show)).of(PATIENTS)
+        .may("patients.read").shows::<PatientRecord>(),
+    Route::new("PATCH", "/api/v1/patients/{id}", "Change a patient", || patch(patients::update)).of(PATIENTS)
+        .may("patients.write").takes::<patients::Update>().shows::<PatientRecord>(),
+    Route::new("GET", "/api/v1/hospitalizations", "Who is and was in hospital", || get(hospitalizations::list))
+        .of(PATIENTS).may("hospitalizations.read").asks(hospitalizations::QUERY).lists::<Hospitalization>(),
+    Route::new("POST", "/api/v1/hospitalizations", "Admit a patient", || post(hospitalizations::admit)).of(PATIENTS)
+        .may("hospitalizations.write").takes::<hospitalizations::Admit>().creates::<Hospitalization>(),
+    Route::new("GET", "/api/v1/hospitalizations/{id}", "A stay", || get(hospitalizations::show)).of(PATIENTS)
+        .may("hospitalizations.read").shows::<Hospitalization>(),
+    Route::new("PATCH", "/api/v1/hospitalizations/{id}", "Move to another ward", || patch(hospitalizations::transfer))
+        .of(PATIENTS).may("hospitalizations.write").takes::<hospitalizations::Transfer>().shows::<Hospitalization>(),
+    Route::new("POST", "/api/v1/hospitalizations/{id}/discharge", "Let a patient go", || post(hospitalizations::discharge))
+        .of(PATIENTS).may("hospitalizations.write").takes::<hospitalizations::Discharge>().shows::<Hospitalization>(),
+    Route::new("GET", "/api/v1/invoices", "Invoices", || get(invoices::list)).of(PATIENTS).may("invoices.read")
+        .asks(invoices::QUERY).lists::<Invoice>(),
+    Route::new("POST", "/api/v1/invoices", "Write an invoice", || post(invoices::create)).of(PATIENTS)
+        .may("invoices.write").takes::<invoices::Create>().creates::<Invoice>(),
+    Route::new("GET", "/api/v1/invoices/{id}", "An invoice", || get(invoices::show)).of(PATIENTS).may("invoices.read")
+        .shows::<Invoice>(),
+    Route::new("POST", "/api/v1/invoices/{id}/cancel", "Cancel an unpaid invoice", || post(invoices::cancel)).of(PATIENTS)
+        .may("invoices.write").shows::<Invoice>(),
+    Route::new("GET", "/api/v1/invoices/{id}/payments", "Payments of an invoice", || get(invoice_payments::list))
+        .of(PATIENTS).may("payments.read").lists::<InvoicePayment>(),
+    Route::new("POST", "/api/v1/invoices/{id}/payments", "Pay an invoice", || post(invoice_payments::create)).of(PATIENTS)
+        .may("payments.write").takes::<invoice_payments::Create>().creates::<InvoicePayment>(),
+    Route::new("POST", "/api/v1/invoices/{id}/payments/{payment}/reversal", "Take it back",
+        || post(invoice_payments::reverse)).of(PATIENTS).may("payments.write").creates::<InvoicePayment>(),
 ];
 
 /// The service.
@@ -122,6 +187,7 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(from_fn(etag::layer))
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
         .with_state(app)

@@ -58,6 +58,10 @@ pub struct TenantDetail {
     pub plan: String,
     /// Most members by plan or override; none means unlimited.
     pub max_members: Option<i64>,
+    /// Most users that can log in.
+    pub max_users: Option<i64>,
+    /// Most bytes of files.
+    pub max_storage_bytes: Option<i64>,
     /// Modules that are switched on, in order of their names.
     pub modules: Vec<String>,
     /// Overrides of the plan's numbers.

@@ -320,5 +320,10 @@ pub const MASTER: MigrationSet = MigrationSet {
             sql: include_str!("../migrations/master/0009_data_keys.sql"),
         },
         Migration { version: 10, name: "chores", sql: include_str!("../migrations/master/0010_chores.sql") },
+        Migration {
+            version: 11,
+            name: "plan_limits",
+            sql: include_str!("../migrations/master/0011_plan_limits.sql"),
+        },
     ],
 };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::dev::text;
 use crate::harness::{Answer, Dev};
-use crate::isolation::ask;
+use crate::isolation::{ask, wire};
 
 async fn by(dev: &Dev, token: &str, method: &str, path: &str, body: Option<Value>) -> Answer {
     let bearer = format!("Bearer {token}");
@@ -96,7 +96,11 @@ async fn a01_permissions_are_those_of_the_table() {
     for (route, permission) in needing {
         assert_eq!(route.access, Access::User);
         let (path, body) = ask(route, nobody);
-        let ask = || by(&dev, &token, route.method, &path, body.clone());
+        let (body, media_type) = wire(route, body.as_ref());
+        let bearer = format!("Bearer {token}");
+        let headers: Vec<_> = std::iter::once(("Authorization", bearer.as_str())).chain(media_type).collect();
+        let host = dev.host("paris");
+        let ask = || dev.client.send(route.method, &host, &path, &headers, body.as_deref());
         let change = |permissions: Value| {
             by(&dev, &admin, "PATCH", "/api/v1/roles/probe", Some(json!({ "permissions": permissions })))
         };

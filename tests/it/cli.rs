@@ -137,7 +137,7 @@ async fn migrating_the_fleet() {
     for database in ["gmah_org_lyon", "gmah_org_paris"] {
         dev.execute(database, "delete from schema_migrations where set_name = 'loans'").await;
     }
-    let drop = "drop table payments, loan_guarantors, loans, members; drop function payments_stay";
+    let drop = "drop table payments, loan_guarantors, loans, members, families; drop function payments_stay";
     dev.execute("gmah_org_lyon", drop).await;
     let dry = dev.cli(&["tenant", "migrate", "lyon", "--dry-run"]).await;
     assert!(String::from_utf8_lossy(&dry.stdout).contains("would apply loans/0001_members"), "{dry:?}");

@@ -20,8 +20,15 @@ pub struct EdgeSettings {
 }
 
 /// Numbers that an organisation may have of its own.
-const LIMITS: [&str; 5] =
-    ["members", "requests_per_second", "request_burst", "concurrent_requests", "max_body_bytes"];
+const LIMITS: [&str; 7] = [
+    "members",
+    "users",
+    "storage_bytes",
+    "requests_per_second",
+    "request_burst",
+    "concurrent_requests",
+    "max_body_bytes",
+];
 /// Texts that its pages may show.
 const BRANDING: [&str; 4] = ["name", "logo_url", "primary_color", "background_color"];
 
@@ -47,8 +54,10 @@ impl EdgeSettings {
             match key.split_once('.') {
                 Some(("limits", name)) => {
                     known(&LIMITS, name)?;
-                    let number = |v: &str| match v.parse::<u32>() {
-                        Ok(n) if n > 0 => Ok(json!(n)),
+                    let number = |v: &str| match v.parse::<i64>() {
+                        Ok(n) if n > 0 && (n <= i64::from(u32::MAX) || name == "storage_bytes") => {
+                            Ok(json!(n))
+                        }
                         _ => Err(usage("a whole number from 1 to 4294967295, or default")),
                     };
                     settings.limits.insert(name.into(), own.map(number).transpose()?.unwrap_or(Value::Null));

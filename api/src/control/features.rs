@@ -50,6 +50,8 @@ impl Control {
     pub async fn enable_modules(&self, slug: &TenantSlug, keys: &[String]) -> Result<Summary, ControlError> {
         let wanted = known(keys)?;
         let tenant = self.tenant(slug).await?;
+        let after = tenant.modules.iter().map(String::as_str).chain(wanted.iter().map(|m| m.key)).collect();
+        complete(after)?;
         let sets: Vec<_> =
             std::iter::once(&modules::CORE).chain(wanted.iter().copied()).map(|m| &m.migrations).collect();
         let mut db = self.access(tenant.server_id).await?.connect(&tenant.database).await?;
@@ -67,6 +69,8 @@ impl Control {
     pub async fn disable_modules(&self, slug: &TenantSlug, keys: &[String]) -> Result<Summary, ControlError> {
         let wanted = known(keys)?;
         let tenant = self.tenant(slug).await?;
+        let stays = |key: &&str| !wanted.iter().any(|m| m.key == *key);
+        complete(tenant.modules.iter().map(String::as_str).filter(stays).collect())?;
         self.switch(&tenant, &wanted, false).await?;
         self.tenant(slug).await
     }
@@ -76,6 +80,14 @@ impl Control {
         let keys: Vec<&str> = modules.iter().map(|m| m.key).collect();
         self.master.execute(SWITCH, &[&tenant.id.as_uuid(), &keys, &on]).await.during("switching modules")?;
         Ok(())
+    }
+}
+
+/// Refuses modules without those that they need.
+pub(super) fn complete(keys: Vec<&str>) -> Result<(), ControlError> {
+    match modules::missing(modules::OPTIONAL, &keys).first() {
+        Some((module, needed)) => Err(ControlError::Usage(format!("{module} needs {needed}"))),
+        None => Ok(()),
     }
 }
 

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::journal::{self, Operation};
 use super::servers::{Access, TENANT_GROUP};
-use super::{Control, ControlError, During as _, data_keys, template};
+use super::{Control, ControlError, During as _, data_keys, features, template};
 use crate::auth::password;
 use crate::modules;
 
@@ -309,6 +309,7 @@ async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
             return usage(format!("there is no module {key}; there are {}", known.join(", ")));
         }
     }
+    features::complete(new.modules.iter().map(String::as_str).collect())?;
     if let Some(domain) = &new.domain {
         control.can_be_claimed(domain)?;
     }

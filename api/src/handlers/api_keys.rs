@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::roles::{covered, known};
-use super::{Answer, Asked, Body, List, once};
+use super::{Answer, Asked, Body, List, field, once};
 use crate::auth::{Bearer, Credentials, KEY_PREFIX, Session, bearer_hash};
 use crate::error::{ApiError, Conflict};
 use crate::repo::api_keys::{self, ApiKey};
@@ -56,7 +56,7 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
     let Create { name, scopes, expires_at } = body.value;
-    let name = super::name("name", &name, 100)?;
+    let name = field::name("name", &name, 100)?;
     if scopes.is_empty() {
         return Err(ApiError::invalid("scopes", "must be one at least"));
     }

@@ -6,13 +6,12 @@ use axum::extract::rejection::QueryRejection;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{List, Page};
+use super::{List, Page, query};
 use crate::auth::Session;
+use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::repo::audit::{self, Entry, Filter};
 use crate::routes::Parameter;
-
-const LIST: &str = "audit";
 
 /// What may be asked for.
 pub const QUERY: &[Parameter] = &[
@@ -49,11 +48,8 @@ pub async fn list(
     mut session: Session,
     params: Result<Params<Asked>, QueryRejection>,
 ) -> Result<Json<List<Entry>>, ApiError> {
-    let Params(asked) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
-    let Asked { limit, cursor, actor_id, action, entity_id } = asked;
-    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let wanted = Page::new(limit, cursor).check(&app.cursors, tenant, LIST)?;
+    let Asked { limit, cursor, actor_id, action, entity_id } = query(params)?;
     let filter = Filter { actor_id, action, entity_id };
-    let found = audit::list(&mut session.db, &filter, wanted.after, wanted.rows()).await?;
-    Ok(Json(wanted.page(found, |e| e.id)))
+    let read = async |db: &mut TenantDb, before, limit| audit::list(db, &filter, before, limit).await;
+    Page::new(limit, cursor).of(&mut session, "audit", read, |e| e.id).await
 }

@@ -25,13 +25,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         if !json {
             return Err(ApiError::UnsupportedMediaType);
         }
-        let raw = Bytes::from_request(request, state).await.map_err(|e| {
-            if e.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
-                ApiError::TooLarge
-            } else {
-                ApiError::Malformed("the body ended early".into())
-            }
-        })?;
+        let raw = bytes(request, state).await?;
         // Derived types would take an array for an object.
         if raw.trim_ascii_start().first().is_some_and(|b| *b != b'{')
             && serde_json::from_slice::<serde::de::IgnoredAny>(&raw).is_ok()
@@ -51,6 +45,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         de.end().map_err(|_| ApiError::Malformed("the body goes on after its JSON value".into()))?;
         Ok(Self { value, raw })
     }
+}
+
+/// All of a body.
+pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    Bytes::from_request(request, state).await.map_err(|e| {
+        if e.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
+            ApiError::TooLarge
+        } else {
+            ApiError::Malformed("the body ended early".into())
+        }
+    })
 }
 
 /// Cuts ` at line 1 column 7`, and bounds what an unknown field's name can bring in.

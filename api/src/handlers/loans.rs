@@ -18,15 +18,38 @@ use time::{Date, Month};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Answer, Asked, Body, List, Page, once};
+use super::{Answer, Asked, Body, List, Page, Work, field, once, query};
 use crate::auth::{Credentials, Session};
+use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
 use crate::repo::date;
 use crate::repo::loans::{self, Loan, NewLoan, Status, Stranger};
+use crate::routes::Parameter;
+use crate::settings::{self, LoansSettings};
 
-const LIST: &str = "loans";
-/// Most that anything may amount to, in minor units.
-pub(super) const MOST: i64 = 1_000_000_000_000;
+/// Query of [`list`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    limit: Option<u32>,
+    cursor: Option<String>,
+    member_id: Option<Uuid>,
+    status: Option<Status>,
+}
+
+/// What may be asked for.
+pub const QUERY: &[Parameter] = &[
+    Parameter {
+        name: "member_id",
+        about: "Only loans to that member.",
+        schema: r#"{"type": "string", "format": "uuid"}"#,
+    },
+    Parameter {
+        name: "status",
+        about: "Only loans that stand there.",
+        schema: r#"{"type": "string", "enum": ["draft", "approved", "active", "repaid", "written_off"]}"#,
+    },
+];
 
 /// Request of [`create`].
 #[derive(Deserialize, ToSchema)]
@@ -74,12 +97,11 @@ pub struct Installment {
 /// 200 with a page, oldest first.
 pub async fn list(
     mut session: Session,
-    params: Result<Params<Page>, QueryRejection>,
+    params: Result<Params<Wanted>, QueryRejection>,
 ) -> Result<Json<List<Loan>>, ApiError> {
-    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
-    let found = loans::list(&mut session.db, wanted.after, wanted.rows()).await?;
-    Ok(Json(wanted.page(found, |l| l.id)))
+    let Wanted { limit, cursor, member_id, status } = query(params)?;
+    let read = async |db: &mut TenantDb, after, limit| loans::list(db, member_id, status, after, limit).await;
+    Page::new(limit, cursor).of(&mut session, "loans", read, |l| l.id).await
 }
 
 /// 200 with the loan and its schedule; 404 for any id that is not one here.
@@ -102,6 +124,17 @@ pub async fn create(
     let mut session = credentials.session().await?;
     let new = check(body.value)?;
     once(&mut session, &asked, &body.raw, async move |tx| {
+        let rules: LoansSettings = settings::of(tx).await?;
+        if rules.currency.as_ref().is_some_and(|c| *c != new.currency) {
+            return Err(ApiError::invalid("currency", "must be the organisation's"));
+        }
+        if let Some(most) = rules.max_amount.filter(|most| new.amount > *most) {
+            return Err(ApiError::invalid("amount", &format!("must be at most {most}")));
+        }
+        if new.installments > rules.max_installments {
+            let rule = format!("must be at most {}", rules.max_installments);
+            return Err(ApiError::invalid("installments", &rule));
+        }
         let id = loans::insert(tx, &new).await?.map_err(|stranger| match stranger {
             Stranger::Borrower => ApiError::invalid("member_id", "must be a member"),
             Stranger::Guarantor => ApiError::invalid("guarantor_ids", "must be members"),
@@ -113,13 +146,14 @@ pub async fn create(
     .await
 }
 
-/// 200 with the loan; 409 `loan_status` unless it is a draft.
+/// 200 with the loan; 409 `loan_status` unless it is a draft, `too_few_guarantors`, `loan_rules` or `too_many_loans` where
+/// the organisation's rules do not allow it.
 pub async fn approve(
     credentials: Credentials,
     asked: Asked,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    step(credentials, asked, id, (Status::Draft, Status::Approved), "loans.approve").await
+    step(credentials, asked, id, (Status::Draft, Status::Approved), "loans.approve", approvable).await
 }
 
 /// 200 with the loan; 409 `loan_status` unless it is active.
@@ -128,7 +162,7 @@ pub async fn write_off(
     asked: Asked,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    step(credentials, asked, id, (Status::Active, Status::WrittenOff), "loans.write_off").await
+    step(credentials, asked, id, (Status::Active, Status::WrittenOff), "loans.write_off", always).await
 }
 
 async fn step(
@@ -137,6 +171,7 @@ async fn step(
     id: Result<Path<String>, PathRejection>,
     (from, to): (Status, Status),
     action: &'static str,
+    may: impl AsyncFnOnce(&mut Work<'_, '_>, &Loan) -> Result<(), ApiError>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
     let id = super::id(id)?;
@@ -145,6 +180,7 @@ async fn step(
         if loan.status != from {
             return Err(ApiError::Conflict(Conflict::LoanStatus));
         }
+        may(tx, &loan).await?;
         loans::set_status(tx, id, to).await?;
         let after = loans::get(tx, id).await?.ok_or(ApiError::Internal)?;
         tx.record(action, id, &loan, &after).await?;
@@ -153,13 +189,30 @@ async fn step(
     .await
 }
 
+async fn always(_: &mut Work<'_, '_>, _: &Loan) -> Result<(), ApiError> {
+    Ok(())
+}
+
+/// Refuses loans that the organisation's rules do not allow.
+async fn approvable(tx: &mut Work<'_, '_>, loan: &Loan) -> Result<(), ApiError> {
+    let rules: LoansSettings = settings::of(tx).await?;
+    if (loan.guarantor_ids.len() as i64) < i64::from(rules.min_guarantors) {
+        return Err(ApiError::Conflict(Conflict::TooFewGuarantors));
+    }
+    if rules.max_amount.is_some_and(|most| loan.amount > most) || loan.installments > rules.max_installments {
+        return Err(ApiError::Conflict(Conflict::LoanRules));
+    }
+    if let Some(most) = rules.max_open_loans
+        && loans::count_open(tx, loan.member_id).await? >= i64::from(most)
+    {
+        return Err(ApiError::Conflict(Conflict::TooManyLoans));
+    }
+    Ok(())
+}
+
 fn check(raw: Create) -> Result<NewLoan, ApiError> {
-    if !(1..=MOST).contains(&raw.amount) {
-        return Err(ApiError::invalid("amount", "must be from 1 to 1000000000000 minor units"));
-    }
-    if raw.currency.len() != 3 || !raw.currency.bytes().all(|b| b.is_ascii_uppercase()) {
-        return Err(ApiError::invalid("currency", "must be a code of ISO 4217"));
-    }
+    let amount = field::amount("amount", raw.amount)?;
+    let currency = field::currency("currency", raw.currency)?;
     if !(1..=240).contains(&raw.installments) || i64::from(raw.installments) > raw.amount {
         return Err(ApiError::invalid(
             "installments",
@@ -182,11 +235,11 @@ fn check(raw: Create) -> Result<NewLoan, ApiError> {
     Ok(NewLoan {
         member_id: raw.member_id,
         guarantor_ids,
-        amount: raw.amount,
-        currency: raw.currency,
+        amount,
+        currency,
         installments: raw.installments,
         first_due_on: raw.first_due_on,
-        purpose: super::optional(raw.purpose).map(|p| super::name("purpose", &p, 500)).transpose()?,
+        purpose: field::optional_name("purpose", raw.purpose, 500)?,
     })
 }
 
@@ -222,7 +275,7 @@ mod tests {
             [(334, date!(2026 - 01 - 31)), (333, date!(2026 - 02 - 28)), (333, date!(2026 - 03 - 31))];
         let seen: Vec<_> = parts.iter().map(|p| (p.amount, p.due_on.expect("day"))).collect();
         assert_eq!(seen, expected);
-        for amount in [1, 7, 100, 99_999, MOST] {
+        for amount in [1, 7, 100, 99_999, field::MOST] {
             for installments in [1, 2, 7, 240] {
                 let parts = schedule(amount, installments, None);
                 assert_eq!(parts.iter().map(|p| p.amount).sum::<i64>(), amount);

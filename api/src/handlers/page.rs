@@ -1,5 +1,6 @@
 //! Pages of lists: `?limit=` from 1 to 200 and `?cursor=`.
 
+use axum::Json;
 use axum::extract::Query as Params;
 use axum::extract::rejection::QueryRejection;
 use gmah_shared::tenant::TenantId;
@@ -7,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Cursors;
+use crate::auth::Session;
+use crate::db::{DbError, TenantDb};
 use crate::error::ApiError;
 
 /// Query of a list.
@@ -22,6 +25,15 @@ pub struct Page {
 pub struct List<T> {
     items: Vec<T>,
     next_cursor: Option<String>,
+}
+
+/// A query, if it can be read.
+///
+/// # Errors
+/// [`ApiError::Malformed`].
+pub fn query<T>(params: Result<Params<T>, QueryRejection>) -> Result<T, ApiError> {
+    let Params(asked) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
+    Ok(asked)
 }
 
 impl<T> List<T> {
@@ -45,18 +57,12 @@ const DEFAULT_LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 200;
 
 impl Page {
-    /// Checks a query of `list`.
+    /// The query, if it can be read.
     ///
     /// # Errors
-    /// 400 for what cannot be read and for a cursor of another list, 422 for a limit outside 1 to 200.
-    pub fn wanted<'a>(
-        params: Result<Params<Self>, QueryRejection>,
-        cursors: &'a Cursors,
-        tenant: TenantId,
-        list: &'static str,
-    ) -> Result<Wanted<'a>, ApiError> {
-        let Params(page) = params.map_err(|_| ApiError::Malformed("the query cannot be read".into()))?;
-        page.check(cursors, tenant, list)
+    /// [`ApiError::Malformed`].
+    pub fn read(params: Result<Params<Self>, QueryRejection>) -> Result<Self, ApiError> {
+        query(params)
     }
 
     /// What a query with more than these two has of them.
@@ -64,23 +70,41 @@ impl Page {
         Self { limit, cursor }
     }
 
-    /// As [`Page::wanted`].
+    /// Checks a query of `list`.
     ///
     /// # Errors
-    /// As [`Page::wanted`].
+    /// 400 for a cursor of another list, 422 for a limit outside 1 to 200.
     pub fn check<'a>(
         self,
         cursors: &'a Cursors,
         tenant: TenantId,
         list: &'static str,
     ) -> Result<Wanted<'a>, ApiError> {
-        let page = self;
-        let limit = page.limit.unwrap_or(DEFAULT_LIMIT);
+        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(ApiError::invalid("limit", "must be from 1 to 200"));
         }
-        let after = page.cursor.map(|c| cursors.decode(tenant, list, &c)).transpose()?;
+        let after = self.cursor.map(|c| cursors.decode(tenant, list, &c)).transpose()?;
         Ok(Wanted { cursors, tenant, list, limit: limit as usize, after })
+    }
+}
+
+impl Page {
+    /// A page of `list`, of what `read` finds after an id.
+    ///
+    /// # Errors
+    /// As [`Page::check`], and the database's.
+    pub async fn of<T>(
+        self,
+        session: &mut Session,
+        list: &'static str,
+        read: impl AsyncFnOnce(&mut TenantDb, Option<Uuid>, i64) -> Result<Vec<T>, DbError>,
+        id: impl Fn(&T) -> Uuid,
+    ) -> Result<Json<List<T>>, ApiError> {
+        let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
+        let wanted = self.check(&app.cursors, tenant, list)?;
+        let found = read(&mut session.db, wanted.after, wanted.rows()).await?;
+        Ok(Json(wanted.page(found, id)))
     }
 }
 

@@ -9,17 +9,14 @@ use http::StatusCode;
 use serde::Deserialize;
 use time::{Date, OffsetDateTime};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
-use super::loans::MOST;
-use super::{Answer, Asked, Body, List, Page, Work, once};
+use super::{Answer, Asked, Body, List, Page, Work, field, ids, once};
 use crate::auth::{Credentials, Session};
+use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
 use crate::repo::date;
 use crate::repo::loans::{self, Loan, Status};
 use crate::repo::payments::{self, Direction, NewPayment, Payment};
-
-const LIST: &str = "payments";
 
 /// Request of [`create`].
 #[derive(Deserialize, ToSchema)]
@@ -47,11 +44,10 @@ pub async fn list(
     params: Result<Params<Page>, QueryRejection>,
 ) -> Result<Json<List<Payment>>, ApiError> {
     let loan = super::id(id)?;
-    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
+    let page = Page::read(params)?;
     loans::get(&mut session.db, loan).await?.ok_or(ApiError::NotFound)?;
-    let found = payments::list(&mut session.db, loan, wanted.after, wanted.rows()).await?;
-    Ok(Json(wanted.page(found, |p| p.id)))
+    let read = async |db: &mut TenantDb, after, limit| payments::list(db, loan, after, limit).await;
+    page.of(&mut session, "payments", read, |p| p.id).await
 }
 
 /// 201 with the payment. Out: of an approved or active loan, up to its amount. In: of an active loan, up to its balance.
@@ -65,16 +61,9 @@ pub async fn create(
     let mut session = credentials.session().await?;
     let loan_id = super::id(id)?;
     let Create { direction, amount, currency, paid_on, note } = body.value;
-    if !(1..=MOST).contains(&amount) {
-        return Err(ApiError::invalid("amount", "must be from 1 to 1000000000000 minor units"));
-    }
-    let today = OffsetDateTime::now_utc().date();
-    let paid_on = paid_on.unwrap_or(today);
-    // Somewhere it is tomorrow already.
-    if paid_on.year() < 1900 || today.next_day().is_some_and(|tomorrow| paid_on > tomorrow) {
-        return Err(ApiError::invalid("paid_on", "must be a day from 1900 until today"));
-    }
-    let note = super::optional(note).map(|n| super::name("note", &n, 500)).transpose()?;
+    let amount = field::amount("amount", amount)?;
+    let paid_on = field::paid_on("paid_on", paid_on)?;
+    let note = field::optional_name("note", note, 500)?;
     let created_by = session.user.id;
     once(&mut session, &asked, &body.raw, async move |tx| {
         let loan = loans::get_locked(tx, loan_id).await?.ok_or(ApiError::NotFound)?;
@@ -106,9 +95,7 @@ pub async fn reverse(
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
-    let Path((loan, payment)) = path.map_err(|_| ApiError::NotFound)?;
-    let parse = |text: &str| Uuid::try_parse(text).map_err(|_| ApiError::NotFound);
-    let (loan_id, payment_id) = (parse(&loan)?, parse(&payment)?);
+    let (loan_id, payment_id) = ids(path)?;
     let created_by = session.user.id;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let loan = loans::get_locked(tx, loan_id).await?.ok_or(ApiError::NotFound)?;

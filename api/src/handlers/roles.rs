@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Answer, Asked, Body, List, once};
+use super::{Answer, Asked, Body, List, field, once};
 use crate::auth::rights::{Rights, is_known};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
@@ -58,7 +58,7 @@ pub async fn create(
     if !well_formed {
         return Err(ApiError::invalid("key", "begins with a letter and holds only a-z, 0-9 and _"));
     }
-    let title = super::name("title", &title, 100)?;
+    let title = field::name("title", &title, 100)?;
     let rights = known("permissions", permissions)?;
     once(&mut session, &asked, &body.raw, async move |tx| {
         covered(&tx.rights_now().await?, &rights)?;
@@ -86,7 +86,7 @@ pub async fn update(
     if title.is_none() && permissions.is_none() {
         return Err(ApiError::invalid(".", "must change something"));
     }
-    let title = title.map(|t| super::name("title", &t, 100)).transpose()?;
+    let title = title.map(|t| field::name("title", &t, 100)).transpose()?;
     let rights = permissions.map(|p| known("permissions", p)).transpose()?;
     once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;

@@ -31,6 +31,8 @@ pub async fn show(ctx: TenantContext) -> Json<Show> {
     let mut limits = d.limits.clone();
     if let Some(map) = limits.as_object_mut() {
         map.insert("members".into(), d.max_members.into());
+        map.insert("users".into(), d.max_users.into());
+        map.insert("storage_bytes".into(), d.max_storage_bytes.into());
     }
     Json(Show {
         id: d.tenant.id,

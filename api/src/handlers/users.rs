@@ -10,16 +10,17 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::etag::Entity;
 use super::passwords::send_link;
-use super::{Answer, Asked, Body, List, Page, Work, once};
+use super::{Answer, Asked, Body, List, Page, Work, field, once};
 use crate::auth::rights::Rights;
 use crate::auth::{Credentials, Session};
+use crate::context::TenantContext;
+use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
 use crate::repo::links::{self, Purpose};
 use crate::repo::users::{self, Change, NewUser, User};
 use crate::repo::{api_keys, roles, sessions};
-
-const LIST: &str = "users";
 
 /// Request of [`create`].
 #[derive(Deserialize, ToSchema)]
@@ -55,19 +56,17 @@ pub async fn list(
     mut session: Session,
     params: Result<Params<Page>, QueryRejection>,
 ) -> Result<Json<List<User>>, ApiError> {
-    let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let wanted = Page::wanted(params, &app.cursors, tenant, LIST)?;
-    let found = users::list(&mut session.db, wanted.after, wanted.rows()).await?;
-    Ok(Json(wanted.page(found, |u| u.id)))
+    let read = async |db: &mut TenantDb, after, limit| users::list(db, after, limit).await;
+    Page::read(params)?.of(&mut session, "users", read, |u| u.id).await
 }
 
 /// 200 with the user; 404 for any id that is not one here.
 pub async fn show(
     mut session: Session,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<User>, ApiError> {
+) -> Result<Entity<User>, ApiError> {
     let id = super::id(id)?;
-    users::get(&mut session.db, id).await?.map(|(user, _)| Json(user)).ok_or(ApiError::NotFound)
+    users::get(&mut session.db, id).await?.map(|(user, _)| Entity(user)).ok_or(ApiError::NotFound)
 }
 
 /// 201 with the user; 409 `email_taken`; 422 for a role that there is not; 403 for one that may do what the caller may
@@ -83,7 +82,7 @@ pub async fn create(
     if !users::is_email(&email) {
         return Err(ApiError::invalid("email", "must be an e-mail address"));
     }
-    let name = super::name("name", &name, 200)?;
+    let name = field::name("name", &name, 200)?;
     let password_hash = match password {
         Some(password) => {
             let tenant = session.ctx.detail().tenant.id;
@@ -99,6 +98,7 @@ pub async fn create(
     let made = once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;
         grantable(tx, &own, &role).await?;
+        room(tx, &ctx).await?;
         let new = NewUser { email, name, role, password_hash };
         let made = users::insert(tx, &new).await?.ok_or(ApiError::Conflict(Conflict::EmailTaken))?;
         if new.password_hash.is_none() {
@@ -155,12 +155,17 @@ pub async fn update(
     if name.is_none() && role.is_none() && disabled.is_none() {
         return Err(ApiError::invalid(".", "must change something"));
     }
-    let name = name.map(|n| super::name("name", &n, 200)).transpose()?;
+    let name = name.map(|n| field::name("name", &n, 200)).transpose()?;
+    let ctx = session.ctx.clone();
     once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;
         let (before, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
         if !own.cover(&before.permissions) {
             return Err(ApiError::Forbidden);
+        }
+        tx.matches(&before)?;
+        if before.disabled && disabled == Some(false) {
+            room(tx, &ctx).await?;
         }
         if let Some(role) = &role {
             grantable(tx, &own, role).await?;
@@ -180,6 +185,17 @@ pub async fn update(
         Answer::new(StatusCode::OK, &after)
     })
     .await
+}
+
+/// Refuses when the plan has no room for another user; under the lock of [`Work::rights_now`].
+async fn room(tx: &mut Work<'_, '_>, ctx: &TenantContext) -> Result<(), ApiError> {
+    let detail = ctx.detail();
+    let Some(allowed) = detail.max_users else { return Ok(()) };
+    let current = users::count(tx).await?;
+    if current >= allowed {
+        return Err(ApiError::PlanLimit { limit: "users", allowed, current, plan: detail.plan.clone() });
+    }
+    Ok(())
 }
 
 /// Refuses roles that there are not, and those that may do what `own` may not.

@@ -3,12 +3,14 @@
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use http::header::ETAG;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ring::hmac;
 use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::etag;
 use crate::auth::rights::Rights;
 use crate::auth::{Caller, Session};
 use crate::db::{DbError, Query, TenantTx};
@@ -27,17 +29,19 @@ pub struct Asked {
     method: Method,
     path: String,
     key: Option<String>,
+    if_match: Option<String>,
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Asked {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut http::request::Parts, _: &S) -> Result<Self, ApiError> {
-        let path = |uri: &Uri| uri.path().to_owned();
+        let path = |uri: &Uri| uri.path_and_query().map_or_else(String::new, ToString::to_string);
         Ok(Self {
             method: parts.method.clone(),
             path: path(&parts.uri),
             key: idempotency_key(&parts.headers)?,
+            if_match: etag::if_match(&parts.headers)?,
         })
     }
 }
@@ -67,7 +71,12 @@ impl Answer {
     fn response(self) -> Response {
         match self.0 {
             StatusCode::NO_CONTENT | StatusCode::ACCEPTED => self.0.into_response(),
-            status => (status, Json(self.1)).into_response(),
+            status => {
+                let tag = etag::of(&self.1);
+                let mut response = (status, Json(self.1)).into_response();
+                response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
+                response
+            }
         }
     }
 }
@@ -79,6 +88,7 @@ pub struct Work<'a, 't> {
     caller: Caller,
     permission: Option<&'static str>,
     recorded: bool,
+    if_match: Option<&'a str>,
 }
 
 impl Work<'_, '_> {
@@ -99,6 +109,17 @@ impl Work<'_, '_> {
         } else {
             Err(ApiError::Forbidden)
         }
+    }
+
+    /// Refuses when `If-Match` names another state than the one that is to be changed.
+    ///
+    /// # Errors
+    /// [`ApiError::PreconditionFailed`].
+    pub fn matches(&self, before: &impl Serialize) -> Result<(), ApiError> {
+        let Some(wanted) = self.if_match else { return Ok(()) };
+        let before = serde_json::to_value(before).map_err(|_| ApiError::Internal)?;
+        let is_same = etag::of(&before).is_some_and(|tag| etag::is_among(wanted, &tag));
+        if is_same { Ok(()) } else { Err(ApiError::PreconditionFailed) }
     }
 
     /// Writes down what is done: `nouns.verb`, to what, and how that was before and is after (`&()` for not at all).
@@ -176,7 +197,8 @@ pub async fn once(
             }
         }
     }
-    let mut doing = Work { tx: &mut tx, by, caller, permission, recorded: false };
+    let mut doing =
+        Work { tx: &mut tx, by, caller, permission, recorded: false, if_match: asked.if_match.as_deref() };
     let done = work(&mut doing).await;
     let is_recorded = doing.recorded;
     let answer = match done {

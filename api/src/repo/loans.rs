@@ -13,7 +13,7 @@ use super::date;
 use crate::db::{DbError, Query};
 
 /// Where a loan stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = LoanStatus)]
 pub enum Status {
@@ -126,13 +126,20 @@ pub enum Stranger {
     Guarantor,
 }
 
-/// Up to `limit` loans after `after`, in order of their ids.
+/// Up to `limit` loans after `after`, in order of their ids; those of a member, and of a status, if these are named.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn list(db: &mut impl Query, after: Option<Uuid>, limit: i64) -> Result<Vec<Loan>, DbError> {
+pub async fn list(
+    db: &mut impl Query,
+    member: Option<Uuid>,
+    status: Option<Status>,
+    after: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Loan>, DbError> {
     let after = after.unwrap_or(Uuid::nil());
-    Ok(db.query(LIST, &[&after, &limit]).await?.iter().map(loan).collect())
+    let status = status.map(Status::as_str);
+    Ok(db.query(LIST, &[&after, &limit, &member, &status]).await?.iter().map(loan).collect())
 }
 
 /// The loan of an id.
@@ -179,6 +186,15 @@ pub async fn insert(tx: &mut impl Query, new: &NewLoan) -> Result<Result<Uuid, S
     if guarantors == new.guarantor_ids.len() as u64 { Ok(Ok(id)) } else { Ok(Err(Stranger::Guarantor)) }
 }
 
+/// How many loans of a member are approved or active, with nobody else approving one until the transaction ends.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn count_open(tx: &mut impl Query, member: Uuid) -> Result<i64, DbError> {
+    tx.query(LOCK_MEMBER, &[&member]).await?;
+    Ok(tx.query(COUNT_OPEN, &[&member]).await?.first().map_or(0, |r| r.get(0)))
+}
+
 /// Moves a loan to another status.
 ///
 /// # Errors
@@ -207,6 +223,9 @@ fn loan(row: &Row) -> Loan {
     }
 }
 
+pub(super) const LOCK_MEMBER: &str = "select 1 from members where id = $1 for no key update";
+pub(super) const COUNT_OPEN: &str =
+    "select count(*) from loans where member_id = $1 and status in ('approved', 'active')";
 pub(super) const LIST: &str = include_str!("sql/loans/list.sql");
 pub(super) const GET: &str = include_str!("sql/loans/get.sql");
 pub(super) const INSERT: &str = include_str!("sql/loans/insert.sql");

@@ -141,6 +141,15 @@ pub async fn has_administrator(tx: &mut impl Query) -> Result<bool, DbError> {
     Ok(tx.query(ADMINISTRATORS, &[]).await?.first().is_some_and(|r| r.get::<_, i64>(0) > 0))
 }
 
+/// How many users may log in, or may once they have a password.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn count(tx: &mut impl Query) -> Result<i64, DbError> {
+    Ok(tx.query(COUNT, &[]).await?.first().map_or(0, |r| r.get(0)))
+}
+
+pub(super) const COUNT: &str = "select count(*) from users where disabled_at is null";
 pub(super) const BY_EMAIL: &str = include_str!("sql/users/by_email.sql");
 pub(super) const GET: &str = include_str!("sql/users/get.sql");
 pub(super) const LIST: &str = include_str!("sql/users/list.sql");

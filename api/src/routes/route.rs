@@ -66,6 +66,8 @@ pub struct Route {
     pub is_personal: bool,
     /// What the user's role must allow.
     pub permission: Option<&'static str>,
+    /// The media type of a body that is no JSON.
+    pub takes_file: Option<&'static str>,
     /// The body.
     pub(crate) takes: Option<Described>,
     /// The answer.
@@ -91,7 +93,7 @@ impl Route {
     ) -> Self {
         let (access, answers) = (Access::User, Answers::Nothing);
         let (module, permission, takes) = (None, None, None);
-        let is_personal = false;
+        let (is_personal, takes_file) = (false, None);
         Self {
             method,
             path,
@@ -99,6 +101,7 @@ impl Route {
             access,
             module,
             is_personal,
+            takes_file,
             permission,
             takes,
             answers,
@@ -134,6 +137,12 @@ impl Route {
     /// Takes a JSON object.
     pub(super) const fn takes<T: ToSchema>(mut self) -> Self {
         self.takes = Some(described::<T>);
+        self
+    }
+
+    /// Takes a file of a media type.
+    pub(super) const fn takes_file(mut self, media_type: &'static str) -> Self {
+        self.takes_file = Some(media_type);
         self
     }
 

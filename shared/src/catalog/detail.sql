@@ -1,6 +1,8 @@
 -- Primary keys of organizations, plans, database_servers organization_features and organization_keys.
 select o.id, o.slug, o.status, o.generation, o.revision, o.name, o.plan, o.settings, o.limits,
        coalesce((o.limits ->> 'members')::bigint, p.max_members::bigint) as max_members,
+       coalesce((o.limits ->> 'users')::bigint, p.max_users::bigint) as max_users,
+       coalesce((o.limits ->> 'storage_bytes')::bigint, p.max_storage_bytes) as max_storage_bytes,
        o.sessions_since, o.database_name, o.role_name, o.role_password, o.placement,
        s.name as server, s.host, s.port, s.tls, s.tls_ca,
        array(select f.module from organization_features f

@@ -330,6 +330,8 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
         name: row.get("name"),
         plan: row.get("plan"),
         max_members: row.get("max_members"),
+        max_users: row.get("max_users"),
+        max_storage_bytes: row.get("max_storage_bytes"),
         modules: row.get("modules"),
         limits: row.get("limits"),
         settings: row.get("settings"),

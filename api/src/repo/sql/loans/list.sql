@@ -1,4 +1,4 @@
--- Indexes: primary keys, payments_loan for each loan of the page.
+-- Indexes: primary keys or loans_member or loans_status, payments_loan for each loan of the page.
 select l.id, l.member_id, l.amount, l.currency, l.installments, l.first_due_on, l.purpose, l.status, l.created_at, l.updated_at,
        coalesce(p.paid_out, 0)::bigint as paid_out, coalesce(p.repaid, 0)::bigint as repaid,
        array(select g.member_id from loan_guarantors g where g.loan_id = l.id order by g.member_id) as guarantor_ids
@@ -9,5 +9,7 @@ left join lateral (
     from payments p
     where p.loan_id = l.id) p on true
 where l.id > $1
+  and ($3::uuid is null or l.member_id = $3)
+  and ($4::text is null or l.status = $4)
 order by l.id
 limit $2

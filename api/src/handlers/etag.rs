@@ -1,0 +1,68 @@
+//! Entity tags (RFC 9110, section 8.8.3): a digest of what is shown, so that who changes something can say which state of
+//! it they saw.
+
+use axum::Json;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::ApiError;
+
+/// Something that is shown with its tag.
+pub struct Entity<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Entity<T> {
+    fn into_response(self) -> Response {
+        let Ok(value) = serde_json::to_value(&self.0) else { return ApiError::Internal.into_response() };
+        let tag = of(&value);
+        let mut response = Json(value).into_response();
+        response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
+        response
+    }
+}
+
+/// The tag of a JSON value.
+pub(super) fn of(value: &Value) -> Option<HeaderValue> {
+    let digest = ring::digest::digest(&ring::digest::SHA256, value.to_string().as_bytes());
+    HeaderValue::try_from(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..16]))).ok()
+}
+
+/// `If-Match`, at most once, of at most 1 KiB.
+pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(IF_MATCH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().filter(|t| t.len() <= 1024 && values.next().is_none());
+    let text = text.ok_or_else(|| ApiError::Malformed("If-Match cannot be read".into()))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// Whether a tag is in a list of some, or the list is `*`.
+pub(super) fn is_among(list: &str, tag: &HeaderValue) -> bool {
+    list.split(',').map(str::trim).any(|one| one == "*" || one.as_bytes() == tag.as_bytes())
+}
+
+/// Answers 304 to who has what would be shown.
+pub async fn layer(request: Request, next: Next) -> Response {
+    let known = match request.method() {
+        &Method::GET => request.headers().get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned),
+        _ => None,
+    };
+    let mut response = next.run(request).await;
+    if let (Some(known), Some(tag)) = (known, response.headers().get(ETAG))
+        && response.status() == StatusCode::OK
+        // Weak comparison (section 13.1.2): what a proxy compressed is the same thing to look at.
+        && is_among(&known.replace("W/", ""), tag)
+    {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = axum::body::Body::empty();
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response.headers_mut().remove(CONTENT_TYPE);
+    }
+    response
+}
