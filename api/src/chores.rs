@@ -14,7 +14,7 @@ use gmah_shared::tenant::TenantId;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
-use crate::repo::{audit, links, outbox};
+use crate::repo::{audit, files, links, outbox};
 use crate::server::App;
 use crate::settings::{self, CoreSettings};
 
@@ -67,6 +67,11 @@ async fn chores(app: &Arc<App>, tenant: TenantId) -> Result<(), ApiError> {
     audit::expire(&mut db, settled.audit_keep_days).await?;
     links::delete_expired(&mut db).await?;
     outbox::delete_expired(&mut db).await?;
+    for id in files::left_over(&mut db).await? {
+        let Some(store) = &app.files else { break };
+        store.remove(tenant, id).await?;
+        files::forget(&mut db, id).await?;
+    }
     if outbox::next_attempt(&mut db).await?.is_some() {
         app.mailer.hint(tenant);
     }

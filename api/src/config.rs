@@ -18,6 +18,67 @@ pub struct ApiConfig {
     /// `[mail]`; without it letters stay where they are until they expire.
     #[serde(default)]
     pub mail: Option<Mail>,
+    /// `[files]`; without it there are none.
+    #[serde(default)]
+    pub files: Option<Files>,
+    /// `[cache]`
+    #[serde(default)]
+    pub cache: CacheSettings,
+}
+
+/// `[files]`: where files lie. Either a folder or a service that speaks S3.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// A folder, for one machine.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// A service, for several.
+    #[serde(default)]
+    pub s3: Option<S3>,
+    /// Most bytes of one file; routers have a limit of their own. Default 25 MiB.
+    #[serde(default = "max_file")]
+    pub max_file_bytes: Within<1, 1_099_511_627_776>,
+}
+
+/// `[files.s3]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct S3 {
+    /// Bucket.
+    pub bucket: String,
+    /// Region.
+    pub region: String,
+    /// Address, where it is not Amazon's.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Id of the key.
+    pub access_key_id: String,
+    #[serde(default)]
+    secret_access_key_file: Option<PathBuf>,
+    #[serde(default)]
+    secret_access_key_env: Option<String>,
+    /// The key.
+    #[serde(skip)]
+    pub secret: Option<SecretString>,
+}
+
+/// `[cache]`: what is dear to compute and may be a little old.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheSettings {
+    /// Redis or Valkey, where several nodes share it; in this process, without one.
+    pub url: Option<String>,
+    /// How old it may be. Default 30 s.
+    pub ttl: HumanDuration,
+    /// Most bytes in this process. Default 16 MiB.
+    pub max_bytes: Within<1, 1_099_511_627_776>,
+}
+
+impl Default for CacheSettings {
+    fn default() -> Self {
+        Self { url: None, ttl: HumanDuration::from_secs(30), max_bytes: Within::new(16 << 20) }
+    }
 }
 
 /// `[mail]`: how letters leave. Either a relay or a folder.
@@ -173,6 +234,18 @@ impl ApiConfig {
                 return Err(file.at(0, "mail.link", "must contain {token}"));
             }
         }
+        if let Some(files) = &mut config.files {
+            if let Some(folder) = &mut files.folder {
+                *folder = file.resolve(folder);
+            }
+            if files.folder.is_some() == files.s3.is_some() {
+                return Err(file.at(0, "files.folder", "must be there, or files.s3, and not both"));
+            }
+            if let Some(s3) = &mut files.s3 {
+                let (path, name) = (s3.secret_access_key_file.take(), s3.secret_access_key_env.take());
+                s3.secret = file.secret(0, "files.s3.secret_access_key_file", path, name)?;
+            }
+        }
         if *config.pool.heartbeat < Duration::from_secs(1) {
             return Err(file.at(0, "pool.heartbeat", "must be 1s or more"));
         }
@@ -181,6 +254,10 @@ impl ApiConfig {
         }
         Ok(config)
     }
+}
+
+fn max_file() -> Within<1, 1_099_511_627_776> {
+    Within::new(25 << 20)
 }
 
 fn mail_link() -> String {

@@ -5,7 +5,7 @@
 //! on the way out it counts the response and writes the body of an error.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -20,8 +20,11 @@ use http::HeaderMap;
 use http::request::Parts;
 use zeroize::Zeroizing;
 
+use crate::auth::client::Client;
 use crate::error::{ApiError, render};
+use crate::routes;
 use crate::server::{App, DetailRow};
+use crate::trace::Trace;
 
 /// The organisation that a request is for. Only the layer makes one.
 #[derive(Clone)]
@@ -145,29 +148,39 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantContext {
     }
 }
 
+/// For a route that may take as long as its body takes to come in.
+const SLOW: Duration = Duration::from_secs(600);
+
 /// The layer before every route.
 pub async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id: Arc<str> = request_id(request.headers()).into();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
-    let deadline = *app.config.api.request_timeout;
+    let is_slow = routes::is_slow(request.method().as_str(), &route);
+    let deadline = if is_slow { SLOW } else { *app.config.api.request_timeout };
+    let (language, trace) = (Client::of(request.headers()).language, Trace::begin(&app, &request, &route));
     let handled = async {
         let token = admit(&app, &request)?;
         let context = resolve(&app, &token, &request_id).await?;
-        let counters = app.metrics.tenant(&context.detail().tenant.slug);
+        let slug = context.detail().tenant.slug.clone();
+        let counters = app.metrics.tenant(&slug);
         request.extensions_mut().insert(context);
-        Ok((next.run(request).await, counters))
+        Ok((next.run(request).await, (slug, counters)))
     };
-    let (response, counters) = match tokio::time::timeout(deadline, handled).await {
-        Ok(Ok((response, counters))) => (response, Some(counters)),
+    let (response, tenant) = match tokio::time::timeout(deadline, handled).await {
+        Ok(Ok((response, tenant))) => (response, Some(tenant)),
         Ok(Err(error)) => (ApiError::into_response(error), None),
         Err(_) => (ApiError::Unavailable.into_response(), None),
     };
-    if let Some(counters) = counters {
-        counters.response(response.status().as_u16());
+    let status = response.status().as_u16();
+    if let Some((_, counters)) = &tenant {
+        counters.response(status);
     }
     app.metrics.route(&route, began.elapsed().as_secs_f64());
-    render(response, &request_id)
+    if let Some(trace) = trace {
+        trace.end(status, &request_id, tenant.as_ref().map(|(slug, _)| slug.as_str()));
+    }
+    render(response, &request_id, language)
 }
 
 /// The token of a request, if it is for the request's own host.

@@ -5,12 +5,13 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
 use http::{HeaderName, StatusCode};
 
 use gmah_shared::tenant::Generation;
 
 use crate::db::DbError;
+use crate::language::Language;
 use crate::pool::PoolError;
 
 /// Tells the router that its token is older than the catalog.
@@ -264,8 +265,9 @@ impl ApiError {
         }
     }
 
-    fn body(&self, request_id: &str) -> serde_json::Value {
-        let (status, code, title) = self.parts();
+    fn body(&self, request_id: &str, language: Language) -> serde_json::Value {
+        let (status, code, english) = self.parts();
+        let title = language.title(code).unwrap_or(english);
         let mut body = serde_json::json!({
             "type": format!("about:blank#{code}"), "title": title, "status": status.as_u16(), "code": code,
             "request_id": request_id,
@@ -300,12 +302,14 @@ impl IntoResponse for ApiError {
 }
 
 /// Writes the body of an error, if the response is one.
-pub fn render(response: Response, request_id: &str) -> Response {
+pub fn render(response: Response, request_id: &str, language: Language) -> Response {
     let Some(error) = response.extensions().get::<ApiError>().cloned() else {
         return response;
     };
     let (mut parts, _) = response.into_parts();
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    parts.headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static(language.tag()));
+    parts.headers.append(VARY, HeaderValue::from_static("accept-language"));
     parts.headers.remove(http::header::CONTENT_LENGTH);
     if let Some(seconds) = error.retry_after() {
         parts.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -313,7 +317,7 @@ pub fn render(response: Response, request_id: &str) -> Response {
     if let ApiError::StaleGeneration(current) = &error {
         parts.headers.insert(STALE_HEADER, HeaderValue::from(current.0));
     }
-    Response::from_parts(parts, Body::from(error.body(request_id).to_string()))
+    Response::from_parts(parts, Body::from(error.body(request_id, language).to_string()))
 }
 
 impl From<PoolError> for ApiError {

@@ -44,6 +44,65 @@ impl Language {
     }
 }
 
+impl Language {
+    /// What a refusal of that code is called; English titles stand with the errors themselves.
+    pub fn title(self, code: &str) -> Option<&'static str> {
+        match self {
+            Self::En => None,
+            Self::Fr => FRENCH.iter().find(|(known, _)| *known == code).map(|(_, title)| *title),
+        }
+    }
+}
+
+/// By code.
+const FRENCH: &[(&str, &str)] = &[
+    ("invalid_tenant_token", "La requête n'a pas de jeton d'organisation valable."),
+    ("stale_generation", "Veuillez réessayer."),
+    ("organization_suspended", "Cette organisation est suspendue."),
+    ("unavailable", "Le service n'est pas disponible pour le moment."),
+    ("unauthenticated", "Veuillez vous connecter."),
+    ("bad_credentials", "L'adresse e-mail ou le mot de passe est faux."),
+    ("totp_required", "Un code de votre second facteur est nécessaire."),
+    ("csrf_failed", "La requête ne vient pas d'une de nos pages."),
+    ("link_invalid", "Ce lien ne fonctionne pas, ou plus."),
+    ("forbidden", "Vous n'en avez pas le droit."),
+    ("not_found", "Il n'y a rien ici."),
+    ("method_not_allowed", "Cette méthode n'est pas permise ici."),
+    ("module_disabled", "Ce module n'est pas activé ici."),
+    ("malformed", "La requête est illisible."),
+    ("invalid", "La requête enfreint une règle."),
+    ("unsupported_media_type", "Le corps n'est pas du type attendu ici."),
+    ("too_large", "Le corps est trop grand."),
+    ("precondition_failed", "Quelqu'un d'autre l'a modifié entre-temps."),
+    ("import_invalid", "Des lignes du fichier enfreignent une règle."),
+    ("idempotency_key_reused", "Cette Idempotency-Key a servi à une autre requête."),
+    ("too_many_attempts", "Trop d'essais. Veuillez réessayer plus tard."),
+    ("plan_limit_reached", "La limite de l'abonnement est atteinte."),
+    ("internal", "Une erreur est survenue."),
+    ("email_taken", "Un autre utilisateur a cette adresse e-mail."),
+    ("role_taken", "Ce rôle existe déjà."),
+    ("role_in_use", "Des utilisateurs ont ce rôle."),
+    ("role_builtin", "Ce rôle ne peut pas être modifié."),
+    ("last_administrator", "Il faut un administrateur au moins."),
+    ("loan_status", "L'état du prêt ne le permet pas."),
+    ("payment_reversed", "Ce paiement ne peut plus être annulé."),
+    ("payment_needed", "Ce qui a été remboursé depuis doit d'abord être annulé."),
+    ("totp_active", "Il y a déjà un second facteur."),
+    ("totp_not_begun", "Il n'y a pas de second facteur à confirmer."),
+    ("too_many_keys", "Il y a autant de clés qu'il peut y en avoir."),
+    ("user_disabled", "Cet utilisateur est désactivé."),
+    ("too_few_guarantors", "Il faut davantage de garants pour ce prêt."),
+    ("loan_rules", "Les règles de l'organisation ne permettent pas ce prêt."),
+    ("too_many_loans", "Ce membre a autant de prêts qu'il peut en avoir."),
+    ("family_in_use", "Des membres appartiennent à cette famille."),
+    ("national_id_taken", "Un autre patient a cet identifiant national."),
+    ("already_admitted", "Le patient est déjà hospitalisé."),
+    ("discharged", "Le patient est sorti."),
+    ("invoice_status", "L'état de la facture ne le permet pas."),
+    ("changed_meanwhile", "Quelqu'un d'autre a été plus rapide. Veuillez regarder à nouveau."),
+    ("file_type", "Ce type de fichier n'est pas accepté."),
+];
+
 /// `0.8` as 800 (RFC 9110, section 12.4.2).
 fn thousandths(q: &str) -> Option<u32> {
     let q: f32 = q.trim().parse().ok()?;

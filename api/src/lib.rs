@@ -15,12 +15,14 @@
 //! [`control`] is the control plane, used by the command line.
 
 pub mod auth;
+pub mod cache;
 pub mod chores;
 pub mod config;
 pub mod context;
 pub mod control;
 pub mod db;
 pub mod error;
+pub mod files;
 pub mod handlers;
 pub mod language;
 pub mod mail;
@@ -33,5 +35,6 @@ pub mod routes;
 pub mod server;
 pub mod settings;
 pub mod token;
+pub mod trace;
 
 mod admin;

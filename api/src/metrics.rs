@@ -28,6 +28,8 @@ pub struct Metrics {
     server_slots: IntGaugeVec,
     server_waiting: IntGaugeVec,
     routes: HistogramVec,
+    /// Exports of traces.
+    pub trace_exports: IntCounterVec,
     /// Letters by what came of handing them over: `sent`, `failed`.
     pub letters: IntCounterVec,
     /// Whether notices of change come in.
@@ -106,6 +108,10 @@ impl Metrics {
                     ]),
                 &["route"],
             )?,
+            trace_exports: IntCounterVec::new(
+                Opts::new("gmah_api_trace_exports_total", "Exports of traces by result."),
+                &["result"],
+            )?,
             letters: IntCounterVec::new(
                 Opts::new("gmah_api_letters_total", "Letters by what came of handing them to the relay."),
                 &["result"],
@@ -130,6 +136,7 @@ impl Metrics {
         r.register(Box::new(metrics.server_waiting.clone()))?;
         r.register(Box::new(metrics.routes.clone()))?;
         r.register(Box::new(metrics.letters.clone()))?;
+        r.register(Box::new(metrics.trace_exports.clone()))?;
         for result in ["sent", "failed"] {
             metrics.letters.with_label_values(&[result]);
         }

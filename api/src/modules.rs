@@ -56,6 +56,8 @@ pub const CORE: Module = Module {
         "keys.write",
         "settings.read",
         "settings.write",
+        "files.read",
+        "files.write",
     ],
     migrations: MigrationSet {
         name: "core",
@@ -73,6 +75,7 @@ pub const CORE: Module = Module {
                 name: "settings",
                 sql: include_str!("../migrations/core/0005_settings.sql"),
             },
+            Migration { version: 6, name: "files", sql: include_str!("../migrations/core/0006_files.sql") },
         ],
     },
     sealed: &[

@@ -147,7 +147,7 @@ fn path_parameters(path: &'static str) -> impl Iterator<Item = Value> {
 
 fn parameter(p: &Parameter) -> Value {
     let schema: Value = serde_json::from_str(p.schema).unwrap_or_default();
-    json!({"name": p.name, "in": "query", "required": false, "description": p.about, "schema": schema})
+    json!({"name": p.name, "in": "query", "required": p.is_required, "description": p.about, "schema": schema})
 }
 
 const LIST_PARAMETERS: &[Parameter] = &[
@@ -155,11 +155,13 @@ const LIST_PARAMETERS: &[Parameter] = &[
         name: "limit",
         about: "Most items of the page.",
         schema: r#"{"type": "integer", "minimum": 1, "maximum": 200, "default": 50}"#,
+        is_required: false,
     },
     Parameter {
         name: "cursor",
         about: "`next_cursor` of the page before.",
         schema: r#"{"type": "string", "minLength": 1}"#,
+        is_required: false,
     },
 ];
 

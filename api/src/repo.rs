@@ -5,6 +5,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod families;
+pub mod files;
 pub mod hospitalizations;
 pub mod idempotency;
 pub mod invoice_payments;
@@ -13,6 +14,7 @@ pub mod links;
 pub mod loans;
 pub mod members;
 pub mod outbox;
+pub mod overview;
 pub mod patients;
 pub mod payments;
 pub mod roles;
@@ -96,6 +98,19 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("members/insert", members::INSERT),
     ("members/count", members::COUNT),
     ("members/lock", members::LOCK),
+    ("files/list", files::LIST),
+    ("files/get", files::GET),
+    ("files/reserve", files::RESERVE),
+    ("files/stored", files::STORED),
+    ("files/delete", files::DELETE),
+    ("files/left_over", files::LEFT_OVER),
+    ("files/forget", files::FORGET),
+    ("files/used", files::USED),
+    ("files/lock", files::LOCK),
+    ("overview/loans_counts", overview::LOANS_COUNTS),
+    ("overview/patients_counts", overview::PATIENTS_COUNTS),
+    ("overview/loans", overview::LOANS_OUTSTANDING),
+    ("overview/patients", overview::PATIENTS_OUTSTANDING),
     ("families/list", families::LIST),
     ("families/get", families::GET),
     ("families/get_locked", families::GET_LOCKED),

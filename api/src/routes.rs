@@ -4,12 +4,14 @@
 //! permission is checked where the login is ([`crate::auth::Credentials`]), before a handler's first statement. The
 //! isolation matrix of the tests goes through [`TABLE`] and fails when a route is missing from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Extension, Router};
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
 
 mod route;
 
@@ -18,18 +20,20 @@ pub(crate) use route::{Described, Schemas};
 
 use crate::error::ApiError;
 use crate::handlers::{
-    api_keys, audit, auth, csv, etag, families, hospitalizations, invoice_payments, invoices, loans, members,
-    passwords, patients, payments, roles, settings, tenant, totp, users,
+    api_keys, audit, auth, csv, etag, families, files, hospitalizations, invoice_payments, invoices, loans,
+    members, overview, passwords, patients, payments, roles, settings, tenant, totp, users,
 };
 use crate::modules::{LOANS, PATIENTS};
 use crate::repo::api_keys::ApiKey;
 use crate::repo::audit::Entry;
 use crate::repo::families::Family;
+use crate::repo::files::File;
 use crate::repo::hospitalizations::Hospitalization;
 use crate::repo::invoice_payments::InvoicePayment;
 use crate::repo::invoices::Invoice;
 use crate::repo::loans::Loan;
 use crate::repo::members::Member;
+use crate::repo::overview::{LoansOverview, PatientsOverview};
 use crate::repo::patients::{Patient, PatientRecord};
 use crate::repo::payments::Payment;
 use crate::repo::roles::Role;
@@ -89,6 +93,14 @@ pub const TABLE: &[Route] = &[
     Route::new("GET", "/api/v1/audit", "What was done, the newest first", || get(audit::list)).may("audit.inspect")
         .asks(audit::QUERY).lists::<Entry>(),
 
+    Route::new("GET", "/api/v1/files", "Files", || get(files::list)).may("files.read").asks(files::QUERY).lists::<File>(),
+    Route::new("POST", "/api/v1/files", "Bring a file", || post(files::create)).may("files.write").asks(files::ABOUT)
+        .takes_file(files::MEDIA_TYPE).slow().creates::<File>(),
+    Route::new("GET", "/api/v1/files/{id}", "What a file is", || get(files::show)).may("files.read").shows::<File>(),
+    Route::new("GET", "/api/v1/files/{id}/content", "Its bytes", || get(files::content)).may("files.read")
+        .gives(files::MEDIA_TYPE),
+    Route::new("DELETE", "/api/v1/files/{id}", "Remove a file", || delete(files::delete)).may("files.write"),
+
     Route::new("GET", "/api/v1/settings/core", "What goes for everybody", || get(settings::show::<CoreSettings>))
         .may("settings.read").shows::<CoreSettings>(),
     Route::new("PUT", "/api/v1/settings/core", "Settle what goes for everybody",
@@ -98,6 +110,8 @@ pub const TABLE: &[Route] = &[
         .may("settings.read").shows::<LoansSettings>(),
     Route::new("PUT", "/api/v1/settings/loans", "Settle the rules of loans", || put(settings::replace::<LoansSettings>))
         .of(LOANS).may("settings.write").takes::<LoansSettings>().shows::<LoansSettings>(),
+    Route::new("GET", "/api/v1/overview/loans", "The society at a glance", || get(overview::loans)).of(LOANS)
+        .may("loans.read").shows::<LoansOverview>(),
     Route::new("GET", "/api/v1/members", "Members", || get(members::list)).of(LOANS).may("members.read")
         .asks(members::QUERY).lists::<Member>(),
     Route::new("POST", "/api/v1/members", "Add a member", || post(members::create)).of(LOANS).may("members.write")
@@ -142,6 +156,8 @@ pub const TABLE: &[Route] = &[
     Route::new("PUT", "/api/v1/settings/patients", "Settle the rules of the hospital",
         || put(settings::replace::<PatientsSettings>)).of(PATIENTS).may("settings.write").takes::<PatientsSettings>()
         .shows::<PatientsSettings>(),
+    Route::new("GET", "/api/v1/overview/patients", "The hospital at a glance", || get(overview::patients)).of(PATIENTS)
+        .may("patients.read").shows::<PatientsOverview>(),
     Route::new("GET", "/api/v1/patients", "Patients", || get(patients::list)).of(PATIENTS).may("patients.read")
         .asks(patients::QUERY).lists::<Patient>(),
     Route::new("POST", "/api/v1/patients", "Add a patient", || post(patients::create)).of(PATIENTS)
@@ -178,6 +194,12 @@ pub const TABLE: &[Route] = &[
         || post(invoice_payments::reverse)).of(PATIENTS).may("payments.write").creates::<InvoicePayment>(),
 ];
 
+/// Whether a route may take as long as its body takes to come in.
+pub(crate) fn is_slow(method: &str, path: &str) -> bool {
+    static SLOW: LazyLock<Vec<&Route>> = LazyLock::new(|| TABLE.iter().filter(|r| r.is_slow).collect());
+    SLOW.iter().any(|r| r.method == method && r.path == path)
+}
+
 /// The service.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
@@ -190,5 +212,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn(etag::layer))
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
         .with_state(app)
 }

@@ -15,18 +15,22 @@ use gmah_shared::dns::Dns;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
+use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use gmah_shared::token::{AUDIENCE_API, Keyring, Verifier};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use opentelemetry_sdk::trace::SdkTracer;
 use ring::hmac;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::password::Hasher;
 use crate::auth::throttle::Throttle;
+use crate::cache::Cache as SumsCache;
 use crate::config::ApiConfig;
 use crate::control::domains;
+use crate::files::Files;
 use crate::handlers::Cursors;
 use crate::handlers::passwords::LETTERS_AT_ONCE;
 use crate::mail::{self, MailError, Mailer, Relay};
@@ -55,6 +59,12 @@ pub struct App {
     pub letters: Arc<Semaphore>,
     /// Everything that runs beside requests.
     pub tasks: Tasks,
+    /// Begins spans, if there is somebody to send them to.
+    pub tracer: Option<SdkTracer>,
+    /// Bytes of files, if there is a place for them.
+    pub files: Option<Files>,
+    /// What is dear to compute.
+    pub cache: SumsCache,
     /// Letters.
     pub mailer: Mailer,
     /// Names that the public knows.
@@ -125,6 +135,12 @@ pub enum StartError {
     /// The pool of the master.
     #[error("master pool: {0}")]
     Pool(#[from] deadpool_postgres::BuildError),
+    /// Traces.
+    #[error("{0}")]
+    Traces(String),
+    /// A key of the configuration.
+    #[error("{0}")]
+    Config(String),
     /// The way letters go.
     #[error("mail: {0}")]
     Mail(#[from] MailError),
@@ -144,6 +160,7 @@ pub struct RunningApi {
     last: Tasks,
     master: Postgres,
     node: uuid::Uuid,
+    traces: Option<Traces>,
 }
 
 impl App {
@@ -177,7 +194,11 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     };
     let cache_metrics = CacheMetrics::register(&metrics.registry, "tenants")?;
     let tasks = Tasks::new();
+    let traces =
+        settings.traces.as_ref().map(|t| Traces::start(t, "gmah-api", metrics.trace_exports.clone()));
+    let traces = traces.transpose().map_err(StartError::Traces)?;
     let app = Arc::new(App {
+        tracer: traces.as_ref().map(Traces::tracer),
         tokens: TokenCheck::new(Verifier::new(keyring.clone(), AUDIENCE_API), metrics.clone()),
         catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
         pools: Registry::new(config.pool.clone(), metrics.clone()),
@@ -185,6 +206,8 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         throttle: Throttle::default(),
         letters: Arc::new(Semaphore::new(LETTERS_AT_ONCE)),
         tasks: tasks.clone(),
+        files: config.files.as_ref().map(Files::new).transpose().map_err(StartError::Config)?,
+        cache: SumsCache::new(&config.cache).map_err(StartError::Config)?,
         mailer: Mailer::new(config.mail.as_ref().map(Relay::new).transpose()?),
         names: Names::new(settings),
         csrf: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("csrf")),
@@ -219,6 +242,7 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         last,
         master: settings.master.clone(),
         node: node_id,
+        traces,
     })
 }
 
@@ -244,6 +268,9 @@ impl RunningApi {
         self.last.stop(grace).await;
         if is_free {
             slots::leave(&self.master, self.node).await;
+        }
+        if let Some(traces) = self.traces {
+            traces.stop().await;
         }
         tracing::info!("api stopped");
     }

@@ -7,13 +7,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue};
-use opentelemetry::propagation::TextMapPropagator as _;
+use gmah_shared::telemetry::traces;
+use http::HeaderValue;
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use pingora_http::RequestHeader;
 
@@ -38,11 +37,7 @@ pub struct Trace {
 impl Tracing {
     /// The span of a request that began so long ago.
     pub(crate) fn begin(&self, request: &RequestHeader, is_trusted: bool, ago: Duration) -> Trace {
-        let parent = if is_trusted {
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &Fields(&request.headers))
-        } else {
-            Context::new()
-        };
+        let parent = if is_trusted { traces::parent(&request.headers) } else { Context::new() };
         let began = SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH);
         let method = request.method.as_str();
         // Low cardinality: whatever is not a common method has one name (semantic conventions, HTTP spans).
@@ -175,23 +170,6 @@ fn traceparent(span: &SpanContext) -> HeaderValue {
     let flags = span.trace_flags().to_u8() & 1;
     let text = format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id());
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
-}
-
-/// For the propagator. A field that stands there twice is none (section 3.2.1).
-struct Fields<'a>(&'a HeaderMap);
-
-impl opentelemetry::propagation::Extractor for Fields<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        let mut values = self.0.get_all(key).iter();
-        match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok(),
-            _ => None,
-        }
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(http::HeaderName::as_str).collect()
-    }
 }
 
 /// RFC 9110, section 9.1, and RFC 5789.

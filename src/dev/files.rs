@@ -82,7 +82,7 @@ impl DataDir {
 
     /// Throws away what earlier runs made, and nothing else.
     pub(super) fn reset(&self) -> anyhow::Result<()> {
-        for name in ["pg", "pg.new", "certs", "secrets", "mail"] {
+        for name in ["pg", "pg.new", "certs", "secrets", "mail", "files"] {
             remove_tree(&self.root.join(name))?;
         }
         for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster", "schema"] {
@@ -157,7 +157,9 @@ impl DataDir {
              \n[router.pools.api]\naddresses = [\"{api}\"]\n\
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
              \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\
-             \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\n{extra}",
+             \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\
+             \n[files]\nfolder = {files}\n\n{extra}",
+            files = quoted(self.path("files")),
             mail = quoted(self.path("mail")),
             https = ports.https,
             pg_host = cluster.host(),

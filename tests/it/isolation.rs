@@ -48,6 +48,9 @@ pub(crate) fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
             | "/api/v1/members/export"
             | "/api/v1/patients/export"
             | "/api/v1/families"
+            | "/api/v1/files"
+            | "/api/v1/overview/loans"
+            | "/api/v1/overview/patients"
             | "/api/v1/hospitalizations"
             | "/api/v1/invoices",
         ) => (route.path.into(), None),
@@ -60,6 +63,9 @@ pub(crate) fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
         ("PATCH", "/api/v1/members/{id}") => {
             (format!("/api/v1/members/{member}"), Some(json!({"first_name": "Eva"})))
         }
+        ("POST", "/api/v1/files") => (format!("{}?name=a.txt", route.path), Some("bytes".into())),
+        ("GET" | "DELETE", "/api/v1/files/{id}") => (format!("/api/v1/files/{member}"), None),
+        ("GET", "/api/v1/files/{id}/content") => (format!("/api/v1/files/{member}/content"), None),
         ("POST", "/api/v1/families") => (route.path.into(), Some(json!({"name": "Lovelace"}))),
         ("PATCH", "/api/v1/families/{id}") => {
             (format!("/api/v1/families/{member}"), Some(json!({"name": "Byron"})))

@@ -35,7 +35,8 @@ fn spans(collector: &Origin) -> Vec<Span> {
         for resource in export.resource_spans {
             let attributes = format!("{:?}", resource.resource);
             assert!(
-                attributes.contains("gmah-router") && attributes.contains("service.instance.id"),
+                (attributes.contains("gmah-router") || attributes.contains("gmah-api"))
+                    && attributes.contains("service.instance.id"),
                 "{attributes}"
             );
             spans.extend(resource.scope_spans.into_iter().flat_map(|s| s.spans));
@@ -177,4 +178,32 @@ async fn a_collector_that_is_away_keeps_nobody_waiting() {
         assert_eq!(out.status.code(), Some(2), "{endpoint}");
         assert!(String::from_utf8_lossy(&out.stderr).contains(key), "{endpoint}: {out:?}");
     }
+}
+
+/// The api goes on with the router's trace.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_is_part_of_the_trace() {
+    let dev = Dev::start().await;
+    let collector = Origin::start(Box::new(|_| Some(answer(200, "", "")))).await;
+    let api = roles::api(&dev, |s, _| s.traces = Some(settings(&collector, 10_000))).await;
+    let (router, client) = roles::router(&dev, &[api.address], |s, _| {
+        s.traces = Some(settings(&collector, 10_000));
+    })
+    .await;
+    assert_eq!(client.get("paris.gmah.localhost", "/api/v1/auth/me?secret=x", &[]).await.status, 401);
+    let mut all = Vec::new();
+    let come = || {
+        all.extend(spans(&collector));
+        std::future::ready(all.len())
+    };
+    eventually("spans", Duration::from_secs(10), come, |n| *n >= 4).await;
+    let attempt = all.iter().find(|s| s.kind == 3).expect("the router's attempt");
+    let served = all.iter().find(|s| s.parent_span_id == attempt.span_id).expect("the api's span");
+    assert_eq!((served.kind, served.name.as_str()), (2, "GET /api/v1/auth/me"));
+    assert_eq!(served.trace_id, attempt.trace_id);
+    assert!(value(served, "gmah.tenant.slug").contains("paris"));
+    assert!(value(served, "http.response.status_code").contains("401"));
+    assert!(!format!("{all:?}").contains("secret"));
+    router.stop().await;
+    api.stop().await;
 }

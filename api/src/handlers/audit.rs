@@ -19,16 +19,19 @@ pub const QUERY: &[Parameter] = &[
         name: "actor_id",
         about: "Only what that user did.",
         schema: r#"{"type": "string", "format": "uuid"}"#,
+        is_required: false,
     },
     Parameter {
         name: "action",
         about: "Only such actions, as `members.create`.",
         schema: r#"{"type": "string", "minLength": 1, "maxLength": 100}"#,
+        is_required: false,
     },
     Parameter {
         name: "entity_id",
         about: "Only what was done to that.",
         schema: r#"{"type": "string", "minLength": 1, "maxLength": 200}"#,
+        is_required: false,
     },
 ];
 

@@ -40,6 +40,7 @@ pub const QUERY: &[Parameter] = &[Parameter {
     name: "dry_run",
     about: "Says what would come of it, and does nothing.",
     schema: r#"{"type": "boolean", "default": false}"#,
+    is_required: false,
 }];
 
 /// Response of an import.

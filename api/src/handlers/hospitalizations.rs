@@ -70,16 +70,19 @@ pub const QUERY: &[Parameter] = &[
         name: "patient_id",
         about: "Only stays of that patient.",
         schema: r#"{"type": "string", "format": "uuid"}"#,
+        is_required: false,
     },
     Parameter {
         name: "ward",
         about: "Only stays in that ward.",
         schema: r#"{"type": "string", "minLength": 1, "maxLength": 100}"#,
+        is_required: false,
     },
     Parameter {
         name: "current",
         about: "Only stays that go on, or only those that are over.",
         schema: r#"{"type": "boolean"}"#,
+        is_required: false,
     },
 ];
 

@@ -60,11 +60,13 @@ pub const QUERY: &[Parameter] = &[
         name: "patient_id",
         about: "Only invoices to that patient.",
         schema: r#"{"type": "string", "format": "uuid"}"#,
+        is_required: false,
     },
     Parameter {
         name: "status",
         about: "Only invoices that stand there.",
         schema: r#"{"type": "string", "enum": ["open", "paid", "cancelled"]}"#,
+        is_required: false,
     },
 ];
 

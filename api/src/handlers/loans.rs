@@ -43,11 +43,13 @@ pub const QUERY: &[Parameter] = &[
         name: "member_id",
         about: "Only loans to that member.",
         schema: r#"{"type": "string", "format": "uuid"}"#,
+        is_required: false,
     },
     Parameter {
         name: "status",
         about: "Only loans that stand there.",
         schema: r#"{"type": "string", "enum": ["draft", "approved", "active", "repaid", "written_off"]}"#,
+        is_required: false,
     },
 ];
 

@@ -76,11 +76,13 @@ pub const QUERY: &[Parameter] = &[
         name: "family_id",
         about: "Only members of that family.",
         schema: r#"{"type": "string", "format": "uuid"}"#,
+        is_required: false,
     },
     Parameter {
         name: "search",
         about: "Only members with this in their name or e-mail address, in whatever case.",
         schema: r#"{"type": "string", "minLength": 1, "maxLength": 100}"#,
+        is_required: false,
     },
 ];
 

@@ -91,6 +91,7 @@ pub const QUERY: &[Parameter] = &[Parameter {
     name: "national_id",
     about: "Only the patient of that national id.",
     schema: r#"{"type": "string", "minLength": 1, "maxLength": 60}"#,
+    is_required: false,
 }];
 
 /// 200 with a page, oldest first, without what is sealed.

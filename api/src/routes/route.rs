@@ -47,6 +47,15 @@ pub struct Parameter {
     pub about: &'static str,
     /// JSON Schema, as text.
     pub schema: &'static str,
+    /// Whether it must be there.
+    pub is_required: bool,
+}
+
+impl Parameter {
+    /// One that must be there.
+    pub const fn required(name: &'static str, about: &'static str, schema: &'static str) -> Self {
+        Self { name, about, schema, is_required: true }
+    }
 }
 
 /// One route.
@@ -64,6 +73,8 @@ pub struct Route {
     pub module: Option<&'static str>,
     /// Whether only a person may ask, and no program with a key.
     pub is_personal: bool,
+    /// Whether it may take as long as a body takes to come in.
+    pub is_slow: bool,
     /// What the user's role must allow.
     pub permission: Option<&'static str>,
     /// The media type of a body that is no JSON.
@@ -93,7 +104,7 @@ impl Route {
     ) -> Self {
         let (access, answers) = (Access::User, Answers::Nothing);
         let (module, permission, takes) = (None, None, None);
-        let (is_personal, takes_file) = (false, None);
+        let (is_personal, is_slow, takes_file) = (false, false, None);
         Self {
             method,
             path,
@@ -101,6 +112,7 @@ impl Route {
             access,
             module,
             is_personal,
+            is_slow,
             takes_file,
             permission,
             takes,
@@ -143,6 +155,12 @@ impl Route {
     /// Takes a file of a media type.
     pub(super) const fn takes_file(mut self, media_type: &'static str) -> Self {
         self.takes_file = Some(media_type);
+        self
+    }
+
+    /// May take as long as a body takes to come in.
+    pub(super) const fn slow(mut self) -> Self {
+        self.is_slow = true;
         self
     }
 

@@ -25,6 +25,8 @@ const TOP_LEVEL: &[&str] = &[
     "api",
     "pool",
     "mail",
+    "files",
+    "cache",
 ];
 
 /// A file that has been read, and whose top level holds known names only.

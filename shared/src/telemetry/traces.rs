@@ -13,11 +13,13 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use opentelemetry::KeyValue;
+use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
 };
@@ -127,6 +129,28 @@ impl Traces {
         if let Ok(Err(e)) = stopped.await {
             tracing::warn!(error = %e, "the last traces may be lost");
         }
+    }
+}
+
+/// The span that a request says is its parent (W3C Trace Context), or none. Who may say so is the caller's business.
+pub fn parent(headers: &http::HeaderMap) -> Context {
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &Fields(headers))
+}
+
+/// For the propagator. A field that stands there twice is none (section 3.2.1).
+struct Fields<'a>(&'a http::HeaderMap);
+
+impl opentelemetry::propagation::Extractor for Fields<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let mut values = self.0.get_all(key).iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => value.to_str().ok(),
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
     }
 }
 

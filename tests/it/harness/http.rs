@@ -267,8 +267,9 @@ pub(crate) fn responses(raw: &[u8]) -> usize {
 }
 
 fn parse(buf: &[u8]) -> Option<Answer> {
-    let text = String::from_utf8_lossy(buf);
-    let (head, rest) = text.split_once("\r\n\r\n")?;
+    let end = memchr::memmem::find(buf, b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(&buf[..end]);
+    let rest = &buf[end + 4..];
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers: Vec<(String, String)> = lines
@@ -280,21 +281,21 @@ fn parse(buf: &[u8]) -> Option<Answer> {
         unchunk(rest)?
     } else {
         let length: usize = find("content-length").map_or(0, |v| v.parse().expect("length"));
-        // Bytes, not characters: bodies here are UTF-8 that arrived whole.
-        (rest.len() >= length).then(|| rest[..length].to_owned())?
+        rest.get(..length)?.to_vec()
     };
-    Some(Answer { status, headers, body })
+    Some(Answer { status, headers, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
-fn unchunk(mut rest: &str) -> Option<String> {
-    let mut body = String::new();
+fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
     loop {
-        let (size, after) = rest.split_once("\r\n")?;
-        let size = usize::from_str_radix(size, 16).ok()?;
+        let end = memchr::memmem::find(rest, b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?, 16).ok()?;
         if size == 0 {
             return Some(body);
         }
-        body.push_str(after.get(..size)?);
+        let after = &rest[end + 2..];
+        body.extend(after.get(..size)?);
         rest = after.get(size + 2..)?;
     }
 }
