@@ -7,6 +7,7 @@
 pub mod client;
 pub mod cookies;
 pub mod password;
+pub mod places;
 pub mod rights;
 pub mod throttle;
 

@@ -14,7 +14,7 @@ use gmah_shared::tenant::TenantId;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
-use crate::repo::{audit, files, links, outbox};
+use crate::repo::{audit, files, idempotency, links, outbox};
 use crate::server::App;
 use crate::settings::{self, CoreSettings};
 
@@ -30,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub async fn run(app: Arc<App>, master: Pool) -> Infallible {
     loop {
         let pause = match tokio::time::timeout(PATIENCE, take(&master)).await {
-            Ok(Ok(due)) => {
-                let is_full = due.len() as i64 == BATCH;
+            Ok(Ok((taken, due))) => {
+                let is_full = taken as i64 == BATCH;
                 stream::iter(due).for_each_concurrent(AT_ONCE, |tenant| one(&app, tenant)).await;
                 if is_full { Duration::from_millis(100) } else { PAUSE }
             }
@@ -45,11 +45,12 @@ pub async fn run(app: Arc<App>, master: Pool) -> Infallible {
     }
 }
 
-/// Organisations whose turn it is; the next is ten minutes on.
-async fn take(master: &Pool) -> Result<Vec<TenantId>, String> {
+/// How many had their turn, and those of them that are served; the next is ten minutes on.
+async fn take(master: &Pool) -> Result<(usize, Vec<TenantId>), String> {
     let client = master.get().await.map_err(|e| e.to_string())?;
     let rows = client.query(TAKE, &[&BATCH]).await.map_err(|e| e.to_string())?;
-    Ok(rows.iter().map(|r| TenantId::from_uuid(r.get(0))).collect())
+    let served = rows.iter().filter(|r| r.get("is_served"));
+    Ok((rows.len(), served.map(|r| TenantId::from_uuid(r.get("id"))).collect()))
 }
 
 async fn one(app: &Arc<App>, tenant: TenantId) {
@@ -66,6 +67,7 @@ async fn chores(app: &Arc<App>, tenant: TenantId) -> Result<(), ApiError> {
     let settled: CoreSettings = settings::of(&mut db).await?;
     audit::expire(&mut db, settled.audit_keep_days).await?;
     links::delete_expired(&mut db).await?;
+    idempotency::delete_old(&mut db).await?;
     outbox::delete_expired(&mut db).await?;
     for id in files::left_over(&mut db).await? {
         let Some(store) = &app.files else { break };
@@ -84,4 +86,4 @@ const TAKE: &str = "with taken as (
         where organization_id in (select organization_id from organization_chores
                                   where due_at <= now() order by due_at limit $1 for update skip locked)
         returning organization_id)
-    select o.id from organizations o join taken t on t.organization_id = o.id where o.status = 'active'";
+    select o.id, o.status = 'active' as is_served from organizations o join taken t on t.organization_id = o.id";

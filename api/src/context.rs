@@ -158,7 +158,8 @@ pub async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let is_slow = routes::is_slow(request.method().as_str(), &route);
     let deadline = if is_slow { SLOW } else { *app.config.api.request_timeout };
-    let (language, trace) = (Client::of(request.headers()).language, Trace::begin(&app, &request, &route));
+    let (language, trace) =
+        (Client::of(request.headers()).language.unwrap_or_default(), Trace::begin(&app, &request, &route));
     let handled = async {
         let token = admit(&app, &request)?;
         let context = resolve(&app, &token, &request_id).await?;

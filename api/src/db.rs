@@ -62,6 +62,11 @@ impl DbError {
         self.as_db_error().is_some_and(|e| ["23503", "23505", "40001", "40P01"].contains(&e.code().code()))
     }
 
+    /// Whether a text had what PostgreSQL keeps in none, which is the zero byte (SQLSTATE 22021).
+    pub fn is_unstorable(&self) -> bool {
+        self.as_db_error().is_some_and(|e| e.code().code() == "22021")
+    }
+
     /// What the server said, if it said something.
     pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
         match self {
@@ -73,6 +78,11 @@ impl DbError {
     /// The error and its causes on one line, for the log. Never for a client.
     pub fn chain(&self) -> String {
         match self {
+            // Its detail may quote a row.
+            Self::Postgres(e) if e.as_db_error().is_some() => e.as_db_error().map_or_else(String::new, |d| {
+                let constraint = d.constraint().map_or_else(String::new, |c| format!(" ({c})"));
+                format!("{}: {}{constraint}", d.code().code(), d.message())
+            }),
             Self::Postgres(e) => {
                 let cause = e.source().map_or_else(String::new, |c| format!(": {c}"));
                 format!("{e}{cause}")

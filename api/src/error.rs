@@ -125,6 +125,8 @@ pub enum Conflict {
     TooManyKeys,
     /// The user is disabled.
     UserDisabled,
+    /// A letter has just been written.
+    LinkRecent,
     /// Fewer members answer for the loan than the organisation asks for.
     TooFewGuarantors,
     /// The loan is larger, or runs longer, than the organisation allows by now.
@@ -158,6 +160,7 @@ impl Conflict {
             Self::TotpActive => ("totp_active", "There is a second factor already."),
             Self::TotpNotBegun => ("totp_not_begun", "There is no second factor to confirm."),
             Self::TooManyKeys => ("too_many_keys", "There are as many keys as one may have."),
+            Self::LinkRecent => ("link_recent", "A letter has just been written."),
             Self::UserDisabled => ("user_disabled", "This user is disabled."),
             Self::Meanwhile => ("changed_meanwhile", "Somebody else was faster. Please look again."),
             Self::TooFewGuarantors => ("too_few_guarantors", "More members must answer for this loan."),
@@ -339,6 +342,9 @@ impl From<PoolError> for ApiError {
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
+        if error.is_unstorable() {
+            return Self::Malformed("a text holds what no text may hold".into());
+        }
         if error.is_race() {
             tracing::debug!(error = %error.chain(), "somebody else was faster");
             return Self::Conflict(Conflict::Meanwhile);

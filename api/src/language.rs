@@ -90,6 +90,7 @@ const FRENCH: &[(&str, &str)] = &[
     ("totp_active", "Il y a déjà un second facteur."),
     ("totp_not_begun", "Il n'y a pas de second facteur à confirmer."),
     ("too_many_keys", "Il y a autant de clés qu'il peut y en avoir."),
+    ("link_recent", "Une lettre vient d'être écrite."),
     ("user_disabled", "Cet utilisateur est désactivé."),
     ("too_few_guarantors", "Il faut davantage de garants pour ce prêt."),
     ("loan_rules", "Les règles de l'organisation ne permettent pas ce prêt."),

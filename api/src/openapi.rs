@@ -60,7 +60,11 @@ pub fn document(has: impl Fn(&str) -> bool) -> Value {
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An access token, or a program's key."},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": "__Host-gmah_access",
+                    "description": "Of browsers; every change brings `X-CSRF-Token` too."},
+            },
         },
     })
 }
@@ -107,7 +111,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
             json!({"required": true, "content": {media_type: {"schema": {"type": "string"}}}});
     }
     if route.access == Access::User {
-        operation["security"] = json!([{"bearer": []}]);
+        operation["security"] = json!([{"bearer": []}, {"cookie": []}]);
     }
     operation
 }
@@ -183,6 +187,9 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
             all.insert("200".into(), json!({"description": "So it is.", "content": {media_type: {}}}))
         }
     };
+    if route.method == "GET" && matches!(route.answers, Answers::One(..)) {
+        all.insert("304".into(), json!({"description": "It is still what `If-None-Match` says."}));
+    }
     for (status, why) in REFUSALS.iter().filter(|(status, _)| refuses(route, *status)) {
         all.insert(
             status.to_string(),

@@ -139,6 +139,8 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("hospitalizations/set_ward", hospitalizations::SET_WARD),
     ("hospitalizations/discharge", hospitalizations::DISCHARGE),
     ("invoices/list", invoices::LIST),
+    ("invoices/list_open", invoices::LIST_OPEN),
+    ("invoices/set_settled", invoices::SET_SETTLED),
     ("invoices/get", invoices::GET),
     ("invoices/lock", invoices::LOCK),
     ("invoices/insert", invoices::INSERT),
@@ -154,6 +156,9 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("patients/insert", patients::INSERT),
     ("idempotency/insert", idempotency::INSERT),
     ("idempotency/get", idempotency::GET),
+    ("idempotency/delete_old", idempotency::DELETE_OLD),
+    ("hospitalizations/list_current", hospitalizations::LIST_CURRENT),
+    ("hospitalizations/lock_patient", hospitalizations::LOCK_PATIENT),
     ("idempotency/finish", idempotency::FINISH),
     ("idempotency/delete_expired", idempotency::DELETE_EXPIRED),
 ];

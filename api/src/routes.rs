@@ -8,9 +8,11 @@ use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Extension, Router};
 use tower_http::CompressionLevel;
+use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 
 mod route;
@@ -64,7 +66,7 @@ pub const TABLE: &[Route] = &[
     Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).personal().lists::<Listed>(),
     Route::new("DELETE", "/api/v1/auth/sessions/{id}", "End one of one's sessions", || delete(auth::end)).personal(),
     Route::new("POST", "/api/v1/auth/totp", "Begin a second factor", || post(totp::begin)).personal()
-        .creates::<totp::TotpBegun>(),
+        .takes::<totp::TotpBegin>().creates::<totp::TotpBegun>(),
     Route::new("POST", "/api/v1/auth/totp/confirm", "Confirm it", || post(totp::confirm)).personal()
         .takes::<totp::TotpCode>().shows::<totp::RecoveryCodes>(),
     Route::new("POST", "/api/v1/auth/totp/end", "Go on without it", || post(totp::end)).personal()
@@ -83,6 +85,8 @@ pub const TABLE: &[Route] = &[
         .takes::<users::Update>().shows::<User>(),
     Route::new("POST", "/api/v1/users/{id}/invitation", "Invite a user once more", || post(users::invite))
         .may("users.write").accepts(),
+    Route::new("DELETE", "/api/v1/users/{id}/totp", "Take a user's second factor away", || delete(users::end_totp))
+        .may("users.write"),
     Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists::<Role>(),
     Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
         .takes::<roles::Create>().creates::<Role>(),
@@ -194,6 +198,12 @@ pub const TABLE: &[Route] = &[
         || post(invoice_payments::reverse)).of(PATIENTS).may("payments.write").creates::<InvoicePayment>(),
 ];
 
+/// A handler that panics is a fault of ours, and the client's connection is not.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a handler panicked");
+    ApiError::Internal.into_response()
+}
+
 /// Whether a route may take as long as its body takes to come in.
 pub(crate) fn is_slow(method: &str, path: &str) -> bool {
     static SLOW: LazyLock<Vec<&Route>> = LazyLock::new(|| TABLE.iter().filter(|r| r.is_slow).collect());
@@ -209,6 +219,8 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(from_fn(etag::private))
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(etag::layer))
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))

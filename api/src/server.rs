@@ -26,13 +26,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::password::Hasher;
+use crate::auth::places::Places;
 use crate::auth::throttle::Throttle;
 use crate::cache::Cache as SumsCache;
 use crate::config::ApiConfig;
 use crate::control::domains;
 use crate::files::Files;
 use crate::handlers::Cursors;
-use crate::handlers::passwords::LETTERS_AT_ONCE;
 use crate::mail::{self, MailError, Mailer, Relay};
 use crate::metrics::Metrics;
 use crate::pool::{Registry, slots};
@@ -56,7 +56,9 @@ pub struct App {
     /// Failed logins.
     pub throttle: Throttle,
     /// Places for letters that are being written without anybody waiting.
-    pub letters: Arc<Semaphore>,
+    pub letters: Places,
+    /// Places for tables that go out as files.
+    pub exports: Places,
     /// Everything that runs beside requests.
     pub tasks: Tasks,
     /// Begins spans, if there is somebody to send them to.
@@ -97,6 +99,11 @@ impl Names {
         let name = format!("{slug}.{}", self.base);
         // A slug is a label and so short that only an absurd base domain leaves no room for it.
         Hostname::parse(&name).unwrap_or_else(|_| self.base.clone())
+    }
+
+    /// Whether a host is nobody's own: cookies do not get there.
+    pub fn is_neutral(&self, host: &Hostname) -> bool {
+        self.neutral.contains(host)
     }
 
     /// The authority of links to an organisation that was asked at `host`: where that is nobody's own, its own.
@@ -204,7 +211,8 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         pools: Registry::new(config.pool.clone(), metrics.clone()),
         hasher: Hasher::new(config.api.max_password_hashes.get()),
         throttle: Throttle::default(),
-        letters: Arc::new(Semaphore::new(LETTERS_AT_ONCE)),
+        letters: Places::new(4, 64),
+        exports: Places::new(2, 32),
         tasks: tasks.clone(),
         files: config.files.as_ref().map(Files::new).transpose().map_err(StartError::Config)?,
         cache: SumsCache::new(&config.cache).map_err(StartError::Config)?,

@@ -68,6 +68,9 @@ async fn a09_an_invitation_works_once() {
 
     // Another letter is the end of the first one.
     let path = format!("/api/v1/users/{id}/invitation");
+    // Not at once.
+    assert_eq!(seen(&by(&dev, &admin, "POST", &path, None).await), is(409, "link_recent"));
+    dev.execute("gmah_org_paris", "update account_links set created_at = now() - interval '2 minutes'").await;
     let bearer = format!("Bearer {admin}");
     let french = [("Authorization", bearer.as_str()), ("Accept-Language", "fr-FR,fr;q=0.9")];
     assert_eq!(ask(&dev, "POST", &path, &french, None).await.status, 202);
@@ -135,13 +138,18 @@ async fn a09_a_forgotten_password_tells_nothing() {
         assert_eq!(by(&dev, old, "GET", "/api/v1/auth/me", None).await.status, 401);
     }
     dev.login_as("paris", "admin@paris.example", "another horse").await;
-    // A flood of letters ends, and locks nobody out.
+    // A flood of letters ends, locks nobody out, and does not end the link that came first.
     let mut statuses = Vec::new();
     for _ in 0..15 {
         statuses.push(forgotten("admin@paris.example").await.status);
     }
     assert!(statuses.contains(&202) && statuses.ends_with(&[429]), "{statuses:?}");
-    dev.login_as("paris", "admin@paris.example", "another horse").await;
+    let letter = letters(&dev, "admin@paris.example", 2).await.remove(1);
+    let body = json!({"token": token(&letter, "reset"), "new_password": "a third horse"});
+    assert_eq!(post(&dev, "/api/v1/auth/password/set", body).await.status, 204);
+    let body = json!({"email": "admin@paris.example", "password": "another horse"});
+    assert_eq!(post(&dev, "/api/v1/auth/login", body).await.status, 401);
+    dev.login_as("paris", "admin@paris.example", "a third horse").await;
     assert!(!dev.log().contains("nobody@paris.example"));
 }
 
@@ -274,7 +282,7 @@ async fn a01_keys_do_what_both_may() {
         ("GET", "/api/v1/auth/sessions", None),
         ("GET", "/api/v1/api-keys", None),
         ("POST", "/api/v1/api-keys", Some(json!({"name": "more", "scopes": ["members.read"]}))),
-        ("POST", "/api/v1/auth/totp", None),
+        ("POST", "/api/v1/auth/totp", Some(json!({"password": "x"}))),
     ] {
         let body = body.or_else(|| {
             (path == "/api/v1/loans")
@@ -364,7 +372,10 @@ async fn a09_a_second_factor() {
     };
     let early = by(&dev, &eva, "POST", "/api/v1/auth/totp/confirm", Some(json!({"code": "123456"}))).await;
     assert_eq!(seen(&early), is(409, "totp_not_begun"));
-    let begun = by(&dev, &eva, "POST", "/api/v1/auth/totp", None).await;
+    let begin =
+        |password: &str| by(&dev, &eva, "POST", "/api/v1/auth/totp", Some(json!({ "password": password })));
+    assert_eq!(seen(&begin("wrong").await), is(401, "bad_credentials"));
+    let begun = begin("correct horse").await;
     assert_eq!(begun.status, 201, "{begun:?}");
     let secret = text(&begun.json()["secret"]).to_owned();
     assert!(text(&begun.json()["uri"]).starts_with("otpauth://totp/"), "{begun:?}");
@@ -399,7 +410,7 @@ async fn a09_a_second_factor() {
     assert_eq!(seen(&login(Some(&next)).await), is(401, "bad_credentials"));
     assert_eq!(login(Some(&codes[0].to_uppercase())).await.status, 200);
     assert_eq!(seen(&login(Some(&codes[0])).await), is(401, "bad_credentials"));
-    assert_eq!(seen(&by(&dev, &eva, "POST", "/api/v1/auth/totp", None).await), is(409, "totp_active"));
+    assert_eq!(seen(&begin("correct horse").await), is(409, "totp_active"));
     // The secret is sealed, for this user's row.
     let sealed = dev.value("gmah_org_paris", "select encode(secret, 'hex') from user_totp").await;
     let plain: String = Secret::try_from_base32(&secret)
@@ -414,6 +425,20 @@ async fn a09_a_second_factor() {
     assert_eq!(end(codes[1].clone()).await.status, 204);
     assert_eq!(seen(&end(codes[2].clone()).await), is(404, "not_found"));
     assert_eq!(login(None).await.status, 200);
+    // Who has lost everything is helped by an administrator, and logged out everywhere.
+    let begun = begin("correct horse").await;
+    let secret = text(&begun.json()["secret"]).to_owned();
+    let device =
+        Builder::new().with_secret(Secret::try_from_base32(&secret).expect("base32")).build().expect("TOTP");
+    let code = Some(json!({"code": device.generate(now()).to_string()}));
+    assert_eq!(by(&dev, &eva, "POST", "/api/v1/auth/totp/confirm", code).await.status, 200);
+    let id = text(&by(&dev, &eva, "GET", "/api/v1/auth/me", None).await.json()["id"]).to_owned();
+    assert_eq!(seen(&login(None).await), is(401, "totp_required"));
+    let path = format!("/api/v1/users/{id}/totp");
+    assert_eq!(by(&dev, &admin, "DELETE", &path, None).await.status, 204);
+    assert_eq!(by(&dev, &admin, "DELETE", &path, None).await.status, 404);
+    assert_eq!(by(&dev, &eva, "GET", "/api/v1/auth/me", None).await.status, 401);
+    assert_eq!(login(None).await.status, 200);
 }
 
 /// The key of an organisation is exchanged while it is used.
@@ -421,7 +446,9 @@ async fn a09_a_second_factor() {
 async fn q07_keys_of_an_organisation_are_exchanged() {
     let dev = Dev::start().await;
     let admin = dev.login("paris").await;
-    let begun = by(&dev, &admin, "POST", "/api/v1/auth/totp", None).await;
+    let tenants = dev.info["tenants"].as_array().expect("tenants");
+    let password = &tenants.iter().find(|t| t["slug"] == "paris").expect("paris")["admin_password"];
+    let begun = by(&dev, &admin, "POST", "/api/v1/auth/totp", Some(json!({ "password": password }))).await;
     let secret = text(&begun.json()["secret"]).to_owned();
     let device =
         Builder::new().with_secret(Secret::try_from_base32(&secret).expect("base32")).build().expect("TOTP");

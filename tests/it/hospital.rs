@@ -196,6 +196,16 @@ async fn stays() {
     assert_eq!(h.send("POST", &discharge, Some(json!({}))).await.status, 200);
     assert_eq!(seen(&h.send("POST", &discharge, Some(json!({}))).await), is(409, "discharged"));
     assert_eq!(seen(&h.send("PATCH", &path, Some(json!({"ward": "Recovery"}))).await), is(409, "discharged"));
+    // Not while one was here.
+    for (at, status, field) in [
+        ("2001-01-01T00:00:00Z", 422, "admitted_at"),
+        ("9999-12-31T23:59:59-01:00", 422, "admitted_at"),
+        ("1899-12-31T00:00:00Z", 422, "admitted_at"),
+    ] {
+        let body = json!({"patient_id": patient, "ward": "Surgery", "admitted_at": at});
+        let refused = h.send("POST", "/api/v1/hospitalizations", Some(body)).await;
+        assert_eq!((refused.status, text(&refused.json()["field"])), (status, field), "{at}");
+    }
     assert_eq!(admit("Surgery").await.status, 201, "once more");
     let nobody = json!({"patient_id": uuid::Uuid::new_v4(), "ward": "Surgery"});
     let refused = h.send("POST", "/api/v1/hospitalizations", Some(nobody)).await;

@@ -32,7 +32,8 @@ pub(crate) fn ask(route: &Route, member: &str) -> (String, Option<Value>) {
         ("POST", "/api/v1/auth/password/set") => {
             (route.path.into(), Some(json!({"token": "A".repeat(43), "new_password": "long enough"})))
         }
-        ("POST", "/api/v1/auth/totp") => (route.path.into(), None),
+        ("POST", "/api/v1/auth/totp") => (route.path.into(), Some(json!({"password": "wrong"}))),
+        ("DELETE", "/api/v1/users/{id}/totp") => (format!("/api/v1/users/{member}/totp"), None),
         ("POST", "/api/v1/auth/totp/confirm" | "/api/v1/auth/totp/end") => {
             (route.path.into(), Some(json!({"code": "000000"})))
         }

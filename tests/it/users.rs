@@ -138,6 +138,44 @@ async fn a04_users_and_roles_of_ones_own() {
     assert_eq!(send(&dev, "DELETE", "/api/v1/roles/clerk", &admin, None).await.status, 204);
     assert_eq!(send(&dev, "DELETE", "/api/v1/roles/clerk", &admin, None).await.status, 404);
 
+    // What no text may hold is refused where it is, and a date that is none does not end the connection.
+    for (method, path, body, status) in [
+        ("PATCH", "/api/v1/roles/a%00b", Some(json!({"title": "x"})), 400),
+        (
+            "POST",
+            "/api/v1/users",
+            Some(json!({"email": "n@x.example", "name": "n", "role": "\u{0}", "password": "correct horse"})),
+            400,
+        ),
+        ("GET", "/api/v1/audit?action=%00", None, 422),
+        ("GET", "/api/v1/audit?entity_id=%00", None, 422),
+        (
+            "POST",
+            "/api/v1/api-keys",
+            Some(json!({"name": "k", "scopes": ["members.read"], "expires_at": "9999-12-31T23:59:59-01:00"})),
+            422,
+        ),
+        (
+            "POST",
+            "/api/v1/users",
+            Some(json!({"email": "a..b@x.example", "name": "n", "role": "member"})),
+            422,
+        ),
+    ] {
+        let seen = send(&dev, method, path, &admin, body.as_ref()).await;
+        assert_eq!(seen.status, status, "{method} {path}: {seen:?}");
+    }
+    // Two who change one role do not undo each other.
+    let role = json!({"key": "twice", "title": "T", "permissions": []});
+    let tag = post("/api/v1/roles", role).await.header("etag").expect("a tag").to_owned();
+    let bearer = format!("Bearer {admin}");
+    for (title, status) in [("First", 200), ("Second", 412)] {
+        let headers = [("Authorization", bearer.as_str()), ("If-Match", tag.as_str())];
+        let body = json!({ "title": title }).to_string();
+        let seen =
+            dev.client.send("PATCH", &dev.host("paris"), "/api/v1/roles/twice", &headers, Some(&body)).await;
+        assert_eq!(seen.status, status, "{title}: {seen:?}");
+    }
     // The last administrator stays one.
     for change in [json!({"disabled": true}), json!({"role": "member"})] {
         let seen = patch(format!("/api/v1/users/{me}"), change).await;

@@ -15,6 +15,7 @@ create table audit_log (
     address text check (length(address) <= 45)
 );
 create index audit_log_entity on audit_log (entity_id, id);
+create index audit_log_action on audit_log (action, id);
 create index audit_log_actor on audit_log (actor_id, id);
 create index audit_log_at on audit_log (at);
 

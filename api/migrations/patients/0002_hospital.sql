@@ -20,6 +20,8 @@ create table hospitalizations (
 create index hospitalizations_patient on hospitalizations (patient_id, id);
 -- Nobody is in two beds.
 create unique index hospitalizations_one_at_a_time on hospitalizations (patient_id) where discharged_at is null;
+create index hospitalizations_current on hospitalizations (id) where discharged_at is null;
+create index hospitalizations_ward on hospitalizations (ward, id);
 
 -- Amounts are minor units of a currency (ISO 4217). An invoice is open until it is paid in full, or cancelled.
 create table invoices (
@@ -30,11 +32,13 @@ create table invoices (
     currency text not null check (currency ~ '^[A-Z]{3}$'),
     description text check (length(description) between 1 and 500),
     due_on date,
+    settled_at timestamptz,                             -- since when all of it is paid
     cancelled_at timestamptz,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
 create index invoices_patient on invoices (patient_id, id);
+create index invoices_open on invoices (id) where settled_at is null and cancelled_at is null;
 create index invoices_hospitalization on invoices (hospitalization_id);
 
 -- Never changed and never removed: a mistake is reversed by another one.

@@ -18,8 +18,8 @@ pub struct Client {
     pub address: Option<IpAddr>,
     /// What it says it is.
     user_agent: Option<String>,
-    /// What it would rather read.
-    pub language: Language,
+    /// What it would rather read, if it says so.
+    pub language: Option<Language>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Client {
@@ -38,7 +38,7 @@ impl Client {
         let address = text("x-forwarded-for").and_then(|list| list.rsplit(',').next()?.trim().parse().ok());
         let printable = |c: &char| !c.is_control();
         let user_agent = text("user-agent").map(|agent| agent.chars().filter(printable).take(200).collect());
-        let language = text("accept-language").map_or(Language::default(), Language::preferred);
+        let language = text("accept-language").map(Language::preferred);
         Self { address, user_agent, language }
     }
 

@@ -1,8 +1,7 @@
 //! Passwords: argon2id (RFC 9106) with the library's defaults (19 MiB, two passes), off the async threads, and only
 //! so many at once.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use argon2::Argon2;
@@ -11,6 +10,7 @@ use gmah_shared::tenant::TenantId;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 
+use super::places::Places;
 use crate::error::ApiError;
 
 /// Longest password in bytes that is hashed.
@@ -23,45 +23,16 @@ const TURN: Duration = Duration::from_secs(10);
 pub struct Hasher {
     turns: Arc<Semaphore>,
     /// Who waits or computes, by organisation.
-    queued: Arc<Mutex<HashMap<TenantId, usize>>>,
+    queued: Places,
 }
 
 /// Hashes of one organisation that wait or run; one more is refused at once, so that nobody's flood is everybody's.
 const QUEUE: usize = 16;
 
-struct Queued {
-    queued: Arc<Mutex<HashMap<TenantId, usize>>>,
-    tenant: TenantId,
-}
-
-impl Queued {
-    fn enter(queued: &Arc<Mutex<HashMap<TenantId, usize>>>, tenant: TenantId) -> Option<Self> {
-        let mut map = queued.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = map.entry(tenant).or_default();
-        if *n >= QUEUE {
-            return None;
-        }
-        *n += 1;
-        Some(Self { queued: queued.clone(), tenant })
-    }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        let mut map = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(n) = map.get_mut(&self.tenant) {
-            *n -= 1;
-            if *n == 0 {
-                map.remove(&self.tenant);
-            }
-        }
-    }
-}
-
 impl Hasher {
     /// At most `at_once` hashes at a time.
     pub fn new(at_once: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(at_once)), queued: Arc::default() }
+        Self { turns: Arc::new(Semaphore::new(at_once)), queued: Places::new(QUEUE, usize::MAX) }
     }
 
     /// Whether the password belongs to the stored hash. Without a hash it takes as long and says no, so that time
@@ -75,7 +46,7 @@ impl Hasher {
         password: SecretString,
         stored: Option<String>,
     ) -> Result<bool, ApiError> {
-        let queued = Queued::enter(&self.queued, tenant).ok_or(ApiError::Unavailable)?;
+        let queued = self.queued.enter(tenant).ok_or(ApiError::Unavailable)?;
         self.blocking(move || {
             let known = stored.is_some();
             let text = stored.unwrap_or_else(|| dummy().to_owned());
@@ -93,7 +64,7 @@ impl Hasher {
     /// # Errors
     /// As [`Hasher::verify`]; 422 for a password that is too short or too long.
     pub async fn hash(&self, tenant: TenantId, password: SecretString) -> Result<String, ApiError> {
-        let queued = Queued::enter(&self.queued, tenant).ok_or(ApiError::Unavailable)?;
+        let queued = self.queued.enter(tenant).ok_or(ApiError::Unavailable)?;
         let hashed = self
             .blocking(move || {
                 let hashed = hash(&password);

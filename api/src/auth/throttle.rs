@@ -18,6 +18,9 @@ const PER_ACCOUNT: Duration = Duration::from_secs(30);
 /// Failures in a row from one address: many people share some.
 const ADDRESS_BURST: u32 = 100;
 const PER_ADDRESS: Duration = Duration::from_secs(2);
+/// Invitations of one organisation in a row: the whole of a large one, on its first day.
+const LETTER_BURST: u32 = 500;
+const PER_LETTER: Duration = Duration::from_secs(300);
 /// Counters of each kind. The oldest go first: under an attack with more names than this, guesses at each are few.
 const MOST: u64 = 100_000;
 /// How long an address is known for an account.
@@ -30,6 +33,7 @@ pub struct Throttle {
     accounts: Cache<Digest, std::sync::Arc<Bucket>>,
     addresses: Cache<Digest, std::sync::Arc<Bucket>>,
     known: Cache<Digest, ()>,
+    letters: Cache<TenantId, std::sync::Arc<Bucket>>,
 }
 
 /// One attempt, before its outcome is known.
@@ -42,10 +46,16 @@ pub struct Attempt {
 
 impl Default for Throttle {
     fn default() -> Self {
-        let cache = |idle| Cache::builder().max_capacity(MOST).time_to_idle(idle).build();
+        fn cache<K>(idle: Duration) -> Cache<K, std::sync::Arc<Bucket>>
+        where
+            K: std::hash::Hash + Eq + Send + Sync + 'static,
+        {
+            Cache::builder().max_capacity(MOST).time_to_idle(idle).build()
+        }
         Self {
             accounts: cache(PER_ACCOUNT * ACCOUNT_BURST),
             addresses: cache(PER_ADDRESS * ADDRESS_BURST),
+            letters: cache(PER_LETTER * LETTER_BURST),
             known: Cache::builder().max_capacity(MOST).time_to_live(KNOWN).build(),
         }
     }
@@ -77,6 +87,14 @@ impl Throttle {
             bucket.add(now)?;
         }
         Ok(attempt)
+    }
+
+    /// Whether an organisation may have another invitation written.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub fn letter(&self, tenant: TenantId, now: Instant) -> Result<(), Duration> {
+        self.letters.get_with(tenant, || Bucket::new(PER_LETTER, LETTER_BURST)).add(now)
     }
 
     /// The attempt came to no verdict: it does not count.

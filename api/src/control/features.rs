@@ -8,7 +8,7 @@ use gmah_shared::tenant::TenantSlug;
 use serde::Serialize;
 
 use super::tenants::Summary;
-use super::{Control, ControlError, During as _};
+use super::{Control, ControlError, During as _, data_keys};
 use crate::modules::{self, Module};
 
 /// A module, as operators see it.
@@ -54,6 +54,7 @@ impl Control {
         complete(after)?;
         let sets: Vec<_> =
             std::iter::once(&modules::CORE).chain(wanted.iter().copied()).map(|m| &m.migrations).collect();
+        data_keys::ensure(&self.settings.master_key, &self.master, tenant.id).await?;
         let mut db = self.access(tenant.server_id).await?.connect(&tenant.database).await?;
         if !migrate::pending(&db, &sets).await.during(slug.as_str())?.is_empty() {
             migrate::run(&mut db, &sets, Default::default()).await.during(slug.as_str())?;

@@ -62,9 +62,11 @@ pub async fn create(
     }
     let scopes = known("scopes", scopes)?;
     let now = OffsetDateTime::now_utc();
-    if expires_at.is_some_and(|at| at <= now) {
-        return Err(ApiError::invalid("expires_at", "must be to come"));
-    }
+    let to_come = |at| {
+        let utc = field::utc(at).filter(|at| *at > now);
+        utc.ok_or_else(|| ApiError::invalid("expires_at", "must be to come, before the year 9000"))
+    };
+    let expires_at = expires_at.map(to_come).transpose()?;
     let (tenant, generation) = (session.ctx.detail().tenant.id, session.ctx.detail().tenant.generation);
     let secret = format!("{KEY_PREFIX}{}", Bearer::generate(tenant).text);
     let hash = bearer_hash(tenant, &secret);
@@ -79,9 +81,8 @@ pub async fn create(
     };
     once(&mut session, &asked, &body.raw, async move |tx| {
         covered(&tx.rights_now().await?, &key.scopes)?;
-        if !api_keys::insert(tx, &key, &hash, generation).await? {
-            return Err(ApiError::Conflict(Conflict::TooManyKeys));
-        }
+        let made = api_keys::insert(tx, &key, &hash, generation).await?;
+        let key = made.ok_or(ApiError::Conflict(Conflict::TooManyKeys))?;
         tx.record("api_keys.create", key.id, &(), &key).await?;
         Answer::new(StatusCode::CREATED, &Created { key, secret })
     })

@@ -6,7 +6,7 @@ use axum::extract::rejection::QueryRejection;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{List, Page, query};
+use super::{List, Page, field, query};
 use crate::auth::Session;
 use crate::db::TenantDb;
 use crate::error::ApiError;
@@ -52,6 +52,8 @@ pub async fn list(
     params: Result<Params<Asked>, QueryRejection>,
 ) -> Result<Json<List<Entry>>, ApiError> {
     let Asked { limit, cursor, actor_id, action, entity_id } = query(params)?;
+    let action = action.map(|a| field::name("action", &a, 100)).transpose()?;
+    let entity_id = entity_id.map(|e| field::name("entity_id", &e, 200)).transpose()?;
     let filter = Filter { actor_id, action, entity_id };
     let read = async |db: &mut TenantDb, before, limit| audit::list(db, &filter, before, limit).await;
     Page::new(limit, cursor).of(&mut session, "audit", read, |e| e.id).await

@@ -76,6 +76,9 @@ pub struct Tokens {
 /// type; 429 `too_many_attempts` after too many failures for the account or from the address.
 pub async fn login(ctx: TenantContext, client: Client, body: Body<Login>) -> Result<Response, ApiError> {
     let app = ctx.app().clone();
+    if body.value.cookie && app.names.is_neutral(ctx.host()) {
+        return Err(ApiError::invalid("cookie", "must be false at a host that is nobody's own"));
+    }
     let email = body.value.email.trim().to_lowercase();
     let attempt = attempt(&app, ctx.detail().tenant.id, &email, &client)?;
     let outcome = enter(&ctx, &client, &email, body.value).await;
@@ -115,12 +118,18 @@ async fn enter(
     let mut db = TenantDb::open(ctx).await?;
     sessions::delete_expired(&mut db).await?;
     let mut tx = db.transaction().await?;
-    check_code(&mut tx, ctx, user.id, code.as_ref()).await?;
+    if let Err(refused) = check_code(&mut tx, ctx, user.id, code.as_ref()).await {
+        tx.rollback().await?;
+        return Err(refused);
+    }
     let (checked, generation) = ((&user, stored.as_deref()), ctx.detail().tenant.generation);
     let origin = client.origin();
     let made = sessions::insert(&mut tx, checked, &access, &refresh, lives(app), &origin, generation).await?;
     // None where the user changed while the password was being checked.
-    let session = made.ok_or(ApiError::BadCredentials)?;
+    let Some(session) = made else {
+        tx.rollback().await?;
+        return Err(ApiError::BadCredentials);
+    };
     let by = By::new(Actor { id: Some(user.id), name: user.email }, ctx, client);
     audit::insert(
         &mut tx,

@@ -1,6 +1,9 @@
 //! Files of rows (RFC 4180): read whole and checked line by line before anything is done, and written piece by piece as
 //! they are fetched.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse as _, Response};
@@ -22,8 +25,10 @@ use crate::routes::Parameter;
 const MOST_ROWS: usize = 10_000;
 /// Most faults that are told of at once.
 const MOST_ERRORS: usize = 200;
-/// Rows that are fetched at once.
-const PIECE: i64 = 500;
+/// Rows that are fetched at once: of the longest, a few megabytes.
+const PIECE: i64 = 200;
+/// For all of a file that goes out.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// Media type of such files.
 pub const MEDIA_TYPE: &str = "text/csv";
 
@@ -202,17 +207,26 @@ pub trait Exported: Sized + Send + 'static {
 /// for each piece, so that a slow reader holds none.
 pub async fn export<T: Exported>(mut session: Session, action: &'static str) -> Result<Response, ApiError> {
     let (by, none) = (By::of(&session), serde_json::Value::Null);
+    // Until the last piece has gone: one organisation's slow readers are not all that a node does.
+    let place = session.ctx.app().exports.enter(session.ctx.detail().tenant.id);
+    let place = Arc::new(place.ok_or(ApiError::Unavailable)?);
     let mut tx = session.db.transaction().await?;
     audit::insert(&mut tx, &by, action, None, &none, &none).await?;
     tx.commit().await?;
     session.db.give_back();
     let ctx = session.ctx.clone();
-    let pieces = stream::try_unfold(Some((ctx, None, true)), |state| async move {
-        let Some((ctx, after, is_first)) = state else { return Ok(None) };
-        piece::<T>(ctx, after, is_first).await.map_err(|e| {
+    let (place, deadline) = (place, Instant::now() + PATIENCE);
+    let pieces = stream::try_unfold(Some((ctx, None, true)), move |state| {
+        let place = place.clone();
+        async move {
+            let _held = place;
+            let Some((ctx, after, is_first)) = state else { return Ok(None) };
             // The answer has begun: cut short, it is known to be incomplete.
-            std::io::Error::other(e.parts().1)
-        })
+            if Instant::now() > deadline {
+                return Err(std::io::Error::other("too_slow"));
+            }
+            piece::<T>(ctx, after, is_first).await.map_err(|e| std::io::Error::other(e.parts().1))
+        }
     });
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();

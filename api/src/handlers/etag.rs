@@ -7,7 +7,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
@@ -47,10 +47,23 @@ pub(super) fn is_among(list: &str, tag: &HeaderValue) -> bool {
     list.split(',').map(str::trim).any(|one| one == "*" || one.as_bytes() == tag.as_bytes())
 }
 
+/// What is one user's is kept by nobody else, and by nobody at all unless they ask whether it is still so.
+pub async fn private(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let how = if response.headers().contains_key(ETAG) { "private, no-cache" } else { "private, no-store" };
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static(how));
+    headers.append(VARY, HeaderValue::from_static("authorization, cookie"));
+    response
+}
+
 /// Answers 304 to who has what would be shown.
 pub async fn layer(request: Request, next: Next) -> Response {
     let known = match request.method() {
-        &Method::GET => request.headers().get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned),
+        &Method::GET | &Method::HEAD => {
+            let lines = request.headers().get_all(IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
+            Some(lines.collect::<Vec<_>>().join(",")).filter(|known| !known.is_empty())
+        }
         _ => None,
     };
     let mut response = next.run(request).await;

@@ -92,6 +92,12 @@ pub fn currency(field: &str, code: String) -> Result<String, ApiError> {
     }
 }
 
+/// A time in UTC, to the microsecond, which is what the database keeps. None where that is no year of ours.
+pub fn utc(at: OffsetDateTime) -> Option<OffsetDateTime> {
+    let at = at.checked_to_offset(time::UtcOffset::UTC)?;
+    (1900..=9000).contains(&at.year()).then(|| at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at))
+}
+
 /// A day of birth.
 pub fn birth_date(field: &str, day: Date) -> Result<Date, ApiError> {
     if day.year() < 1850 || day > tomorrow() {

@@ -133,11 +133,16 @@ pub async fn admit(credentials: Credentials, asked: Asked, body: Body<Admit>) ->
     once(&mut session, &asked, &body.raw, async move |tx| {
         ward_exists(tx, &new.ward).await?;
         let Some(made) = hospitalizations::insert(tx, &ctx, &new).await? else {
-            let is_patient = patients::get(tx, &ctx, new.patient_id).await?.is_some();
-            return Err(if is_patient {
+            if patients::get(tx, &ctx, new.patient_id).await?.is_none() {
+                return Err(ApiError::invalid("patient_id", "must be a patient"));
+            }
+            let here =
+                Filter { patient_id: Some(new.patient_id), is_current: Some(true), ..Filter::default() };
+            let is_here = !hospitalizations::list(tx, &ctx, &here, None, 1).await?.is_empty();
+            return Err(if is_here {
                 ApiError::Conflict(Conflict::AlreadyAdmitted)
             } else {
-                ApiError::invalid("patient_id", "must be a patient")
+                ApiError::invalid("admitted_at", "must not be before the patient's last discharge")
             });
         };
         tx.record("hospitalizations.admit", made.id, &(), &made.redacted()).await?;
@@ -210,12 +215,11 @@ async fn ward_exists(tx: &mut Work<'_, '_>, ward: &str) -> Result<(), ApiError> 
 }
 
 /// A time that is over, to the microsecond, which is what the database keeps; now, if left out.
-fn past(field: &str, at: Option<OffsetDateTime>) -> Result<OffsetDateTime, ApiError> {
+fn past(path: &str, at: Option<OffsetDateTime>) -> Result<OffsetDateTime, ApiError> {
     let now = OffsetDateTime::now_utc();
-    let at = at.unwrap_or(now).to_offset(time::UtcOffset::UTC);
     // Clocks differ a little.
-    if at.year() < 1900 || at > now + time::Duration::minutes(5) {
-        return Err(ApiError::invalid(field, "must be a time from 1900 until now"));
-    }
-    Ok(at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at))
+    let is_past = |at: &OffsetDateTime| *at <= now + time::Duration::minutes(5);
+    field::utc(at.unwrap_or(now))
+        .filter(is_past)
+        .ok_or_else(|| ApiError::invalid(path, "must be a time from 1900 until now"))
 }

@@ -81,6 +81,9 @@ pub async fn create(
         let new =
             NewInvoicePayment { invoice_id, amount, currency, paid_on, note, reverses: None, created_by };
         let made = invoice_payments::insert(tx, &new).await?.ok_or(ApiError::Internal)?;
+        if amount == invoice.balance {
+            invoices::set_settled(tx, invoice_id, true).await?;
+        }
         tx.record("invoice_payments.create", made.id, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })
@@ -98,7 +101,7 @@ pub async fn reverse(
     let (invoice_id, payment_id) = ids(path)?;
     let created_by = session.user.id;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
-        invoices::get_locked(tx, invoice_id).await?.ok_or(ApiError::NotFound)?;
+        let invoice = invoices::get_locked(tx, invoice_id).await?.ok_or(ApiError::NotFound)?;
         let payment = invoice_payments::get(tx, invoice_id, payment_id).await?.ok_or(ApiError::NotFound)?;
         if payment.reverses.is_some() || payment.reversed_by.is_some() {
             return Err(ApiError::Conflict(Conflict::PaymentReversed));
@@ -113,6 +116,9 @@ pub async fn reverse(
             created_by,
         };
         let made = invoice_payments::insert(tx, &new).await?.ok_or(ApiError::Internal)?;
+        if invoice.status == InvoiceStatus::Paid {
+            invoices::set_settled(tx, invoice_id, false).await?;
+        }
         tx.record("invoice_payments.reverse", made.id, &(), &made).await?;
         Answer::new(StatusCode::CREATED, &made)
     })

@@ -71,7 +71,9 @@ pub struct Create {
     first_due_on: Option<Date>,
     #[serde(default)]
     purpose: Option<String>,
+    /// Each once, and not the borrower.
     #[serde(default)]
+    #[schema(max_items = 20)]
     guarantor_ids: Vec<Uuid>,
 }
 

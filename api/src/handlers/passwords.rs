@@ -1,5 +1,7 @@
 //! `/api/v1/auth/password`: changed by who knows it, and chosen anew by who has a link.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -21,6 +23,7 @@ use crate::repo::audit::{self, Actor, By};
 use crate::repo::links::{self, Purpose};
 use crate::repo::users::{self, User};
 use crate::repo::{api_keys, outbox, sessions};
+use crate::settings::{self, CoreSettings};
 
 /// Request of [`change`].
 #[derive(Deserialize, ToSchema)]
@@ -60,14 +63,15 @@ pub async fn change(
 ) -> Result<StatusCode, ApiError> {
     let mut session = credentials.session().await?;
     let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-    let attempt = attempt(&app, tenant, &session.user.email, &client)?;
+    // Counted apart from logins: strangers who guess do not keep anybody from this.
+    let attempt = attempt(&app, tenant, &format!("own {}", session.user.id), &client)?;
     let (_, stored) = users::get(&mut session.db, session.user.id).await?.ok_or(ApiError::Unauthenticated)?;
     let ChangePassword { current_password, new_password } = body.value;
     if current_password.expose_secret().len() > password::MAX_BYTES {
         return Err(ApiError::BadCredentials);
     }
     let hashing = async {
-        let verified = app.hasher.verify(tenant, current_password, stored).await;
+        let verified = app.hasher.verify(tenant, current_password, stored.clone()).await;
         match verified {
             Ok(true) => app.throttle.succeeded(&attempt),
             Ok(false) => return Err(ApiError::BadCredentials),
@@ -76,11 +80,19 @@ pub async fn change(
                 return Err(e);
             }
         }
-        app.hasher.hash(tenant, new_password).await
+        app.hasher.hash(tenant, new_password).await.map_err(named("new_password"))
     };
     let hash = session.without_connection(hashing).await??;
     let (by, user, caller) = (By::of(&session), session.user.id, session.caller.clone());
     let mut tx = session.db.transaction().await?;
+    users::lock_administrators(&mut tx).await?;
+    // While the hashes were computed somebody may have chosen another, or ended this session.
+    let still = sessions::rights(&mut tx, caller.id()).await?.is_some()
+        && users::get(&mut tx, user).await?.is_some_and(|(_, now)| now == stored);
+    if !still {
+        tx.rollback().await?;
+        return Err(ApiError::Unauthenticated);
+    }
     another(&mut tx, &by, "users.change_password", user, &hash, Some(&caller)).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -100,10 +112,16 @@ pub async fn forgotten(
     if email.len() > 254 || email.contains('\0') {
         return Ok(StatusCode::ACCEPTED);
     }
-    let place = app.letters.clone().try_acquire_owned().map_err(|_| ApiError::Unavailable)?;
+    let place = app.letters.enter(ctx.detail().tenant.id).ok_or(ApiError::Unavailable)?;
     app.tasks.spawn("forgotten-password", async move {
-        if let Err(e) = write_reset(&ctx, &client, &email).await {
-            tracing::warn!(tenant = %ctx.detail().tenant.slug, code = e.parts().1, "no letter was written");
+        for pause in [1, 3, 9, 0] {
+            match write_reset(&ctx, &client, &email).await {
+                Ok(()) => break,
+                Err(e) => {
+                    tracing::warn!(tenant = %ctx.detail().tenant.slug, code = e.parts().1, "no letter was written");
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(pause)).await;
         }
         drop(place);
     });
@@ -115,7 +133,10 @@ async fn write_reset(ctx: &TenantContext, client: &Client, email: &str) -> Resul
     let Some((user, _)) = users::by_email(&mut db, email).await? else { return Ok(()) };
     let by = By::new(Actor { id: None, name: "anonymous".into() }, ctx, client);
     let mut tx = db.transaction().await?;
-    send_link(&mut tx, ctx, client.language, &user, Purpose::Reset).await?;
+    // One who has a link that is young needs no other, and nobody keeps anybody from using theirs.
+    if !send_link(&mut tx, ctx, client.language, &user, Purpose::Reset).await? {
+        return Ok(tx.rollback().await?);
+    }
     let id = user.id.to_string();
     audit::insert(&mut tx, &by, "users.forgotten_password", Some(&id), &Value::Null, &Value::Null).await?;
     tx.commit().await?;
@@ -146,7 +167,9 @@ pub async fn set(
     let hash = app.hasher.hash(tenant, new_password).await.map_err(named("new_password"))?;
     let mut db = TenantDb::open(&ctx).await?;
     let mut tx = db.transaction().await?;
+    users::lock_administrators(&mut tx).await?;
     let Some((user, email)) = links::take(&mut tx, &link).await? else {
+        tx.rollback().await?;
         return Err(ApiError::LinkInvalid);
     };
     let by = By::new(Actor { id: Some(user), name: email }, &ctx, &client);
@@ -155,7 +178,8 @@ pub async fn set(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Gives a user another password, and ends what was begun with the one before, but for `keep`.
+/// Gives a user another password, and ends what was begun with the one before, but for `keep`. Under the lock of whoever
+/// makes keys: one that is being made must not survive.
 async fn another(
     tx: &mut impl Query,
     by: &By,
@@ -172,18 +196,20 @@ async fn another(
     Ok(())
 }
 
-/// Writes a letter with a link that works once.
+/// Writes a letter with a link that works once; false where there is one so young that another would only get in its way.
 pub(super) async fn send_link(
     tx: &mut impl Query,
     ctx: &TenantContext,
-    language: Language,
+    language: Option<Language>,
     user: &User,
     purpose: Purpose,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let detail = ctx.detail();
     let token = Bearer::generate(detail.tenant.id);
     let expires_at = OffsetDateTime::now_utc() + purpose.life();
-    links::put(tx, user.id, purpose, &token.hash, expires_at).await?;
+    if !links::put(tx, user.id, purpose, &token.hash, expires_at).await? {
+        return Ok(false);
+    }
     let app = ctx.app();
     let template = app.config.mail.as_ref().map_or(DEFAULT_LINK, |m| m.link.as_str());
     let link = template
@@ -194,8 +220,13 @@ pub(super) async fn send_link(
         Purpose::Invitation => mail::invitation,
         Purpose::Reset => mail::reset,
     };
+    let language = match language {
+        Some(language) => language,
+        None => settings::of::<CoreSettings>(tx).await?.language,
+    };
     let letter = write(language, &user.email, &user.name, &detail.name, &link);
-    outbox::insert(tx, ctx, &letter, expires_at).await
+    outbox::insert(tx, ctx, &letter, expires_at).await?;
+    Ok(true)
 }
 
 const DEFAULT_LINK: &str = "https://{host}/account#{purpose}={token}";
@@ -207,6 +238,3 @@ pub(super) fn named(field: &'static str) -> impl Fn(ApiError) -> ApiError {
         other => other,
     }
 }
-
-/// Whether somebody may have as many letters written as that, is for the throttle; this is about what runs at once.
-pub(crate) const LETTERS_AT_ONCE: usize = 64;

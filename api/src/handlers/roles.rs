@@ -94,6 +94,7 @@ pub async fn update(
             covered(&own, rights)?;
         }
         let before = changeable(roles::get_locked(tx, &key).await?, &own)?;
+        tx.matches(&before)?;
         roles::update(tx, &key, title.as_deref(), rights.as_ref()).await?;
         let after = roles::get_locked(tx, &key).await?.ok_or(ApiError::NotFound)?;
         tx.record("roles.update", &key, &before, &after).await?;

@@ -1,5 +1,7 @@
 //! `/api/v1/users`: who may log in, and as what.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
@@ -8,6 +10,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use super::etag::Entity;
@@ -20,7 +23,7 @@ use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
 use crate::repo::links::{self, Purpose};
 use crate::repo::users::{self, Change, NewUser, User};
-use crate::repo::{api_keys, roles, sessions};
+use crate::repo::{api_keys, roles, sessions, totp};
 
 /// Request of [`create`].
 #[derive(Deserialize, ToSchema)]
@@ -31,6 +34,7 @@ pub struct Create {
     email: String,
     #[schema(min_length = 1, max_length = 200)]
     name: String,
+    #[schema(pattern = "^[a-z][a-z0-9_]{0,62}$")]
     role: String,
     /// Without one the user gets a letter, to choose it.
     #[serde(default)]
@@ -46,6 +50,7 @@ pub struct Update {
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
+    #[schema(pattern = "^[a-z][a-z0-9_]{0,62}$")]
     role: Option<String>,
     #[serde(default)]
     disabled: Option<bool>,
@@ -94,6 +99,9 @@ pub async fn create(
         None => None,
     };
     let (ctx, language) = (session.ctx.clone(), session.client.language);
+    if password_hash.is_none() {
+        letter_allowed(&ctx)?;
+    }
     let mailed = ctx.clone();
     let made = once(&mut session, &asked, &body.raw, async move |tx| {
         let own = tx.rights_now().await?;
@@ -122,6 +130,7 @@ pub async fn invite(
     let mut session = credentials.session().await?;
     let id = super::id(id)?;
     let (ctx, language) = (session.ctx.clone(), session.client.language);
+    letter_allowed(&ctx)?;
     let mailed = ctx.clone();
     let invited = once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let own = tx.rights_now().await?;
@@ -132,13 +141,40 @@ pub async fn invite(
         if user.disabled {
             return Err(ApiError::Conflict(Conflict::UserDisabled));
         }
-        send_link(tx, &ctx, language, &user, Purpose::Invitation).await?;
+        if !send_link(tx, &ctx, language, &user, Purpose::Invitation).await? {
+            return Err(ApiError::Conflict(Conflict::LinkRecent));
+        }
         tx.record("users.invite", id, &(), &()).await?;
         Ok(Answer::later())
     })
     .await?;
     mailed.app().mailer.hint(mailed.detail().tenant.id);
     Ok(invited)
+}
+
+/// 204; logins of that user need no code any more: for who has lost the device and the codes. 404 when there is no second
+/// factor; 403 for a user who may do what the caller may not.
+pub async fn end_totp(
+    credentials: Credentials,
+    asked: Asked,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let mut session = credentials.session().await?;
+    let id = super::id(id)?;
+    once(&mut session, &asked, &Bytes::new(), async move |tx| {
+        let own = tx.rights_now().await?;
+        let (user, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;
+        if !own.cover(&user.permissions) {
+            return Err(ApiError::Forbidden);
+        }
+        if !totp::delete(tx, id).await? {
+            return Err(ApiError::NotFound);
+        }
+        sessions::delete_all(tx, id, None).await?;
+        tx.record("users.end_totp", id, &json!({"totp": true}), &()).await?;
+        Ok(Answer::nothing())
+    })
+    .await
 }
 
 /// 200 with the user. A user that is disabled, or gets another role, is logged out everywhere. 409 `last_administrator`
@@ -185,6 +221,14 @@ pub async fn update(
         Answer::new(StatusCode::OK, &after)
     })
     .await
+}
+
+/// Refuses when the organisation has had so many letters written that they are no invitations.
+fn letter_allowed(ctx: &TenantContext) -> Result<(), ApiError> {
+    let wait = ctx.app().throttle.letter(ctx.detail().tenant.id, Instant::now());
+    wait.map_err(|wait| ApiError::TooManyAttempts {
+        seconds: u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
+    })
 }
 
 /// Refuses when the plan has no room for another user; under the lock of [`Work::rights_now`].

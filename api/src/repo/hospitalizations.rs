@@ -80,7 +80,10 @@ pub async fn list(
 ) -> Result<Vec<Hospitalization>, ApiError> {
     let after = after.unwrap_or(Uuid::nil());
     let Filter { patient_id, ward, is_current } = filter;
-    let rows = db.query(LIST, &[&after, &limit, patient_id, ward, is_current]).await?;
+    let rows = match is_current {
+        Some(true) => db.query(LIST_CURRENT, &[&after, &limit, patient_id, ward]).await?,
+        other => db.query(LIST, &[&after, &limit, patient_id, ward, &(*other == Some(false))]).await?,
+    };
     rows.iter().map(|row| stay(row, ctx)).collect()
 }
 
@@ -108,7 +111,7 @@ pub async fn get_locked(
     tx.query(GET_LOCKED, &[&id]).await?.first().map(|row| stay(row, ctx)).transpose()
 }
 
-/// Begins a stay; none when there is no such patient, or one is in hospital already.
+/// Begins a stay; none when there is no such patient, or one is in hospital already, or was then.
 ///
 /// # Errors
 /// As [`list`].
@@ -117,6 +120,7 @@ pub async fn insert(
     ctx: &TenantContext,
     new: &Admission,
 ) -> Result<Option<Hospitalization>, ApiError> {
+    tx.query(LOCK_PATIENT, &[&new.patient_id]).await?;
     let id = Uuid::now_v7();
     let reason = new.reason.as_ref().map(|r| ctx.seal(place(id), r.as_bytes())).transpose()?;
     let rows = tx.query(INSERT, &[&id, &new.patient_id, &new.ward, &reason, &new.admitted_at]).await?;
@@ -160,6 +164,9 @@ fn stay(row: &Row, ctx: &TenantContext) -> Result<Hospitalization, ApiError> {
 }
 
 pub(super) const LIST: &str = include_str!("sql/hospitalizations/list.sql");
+pub(super) const LIST_CURRENT: &str = include_str!("sql/hospitalizations/list_current.sql");
+/// One who admits a patient at a time.
+pub(super) const LOCK_PATIENT: &str = "select 1 from patients where id = $1 for no key update";
 pub(super) const GET: &str = include_str!("sql/hospitalizations/get.sql");
 pub(super) const GET_LOCKED: &str = include_str!("sql/hospitalizations/get_locked.sql");
 pub(super) const INSERT: &str = include_str!("sql/hospitalizations/insert.sql");

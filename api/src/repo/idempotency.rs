@@ -69,10 +69,19 @@ pub async fn finish(tx: &mut impl Query, place: Uuid, status: u16, sealed: &[u8]
     Ok(())
 }
 
+/// Removes keys of yesterday, whoever's; a few thousand at a time.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn delete_old(db: &mut impl Query) -> Result<u64, DbError> {
+    db.execute(DELETE_OLD, &[]).await
+}
+
 fn place(row: Uuid) -> Place {
     Place { table: "idempotency_keys", column: "answer", row }
 }
 
+pub(super) const DELETE_OLD: &str = include_str!("sql/idempotency/delete_old.sql");
 pub(super) const INSERT: &str = include_str!("sql/idempotency/insert.sql");
 pub(super) const GET: &str = include_str!("sql/idempotency/get.sql");
 pub(super) const FINISH: &str = include_str!("sql/idempotency/finish.sql");

@@ -95,8 +95,14 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<Invoice>, DbError> {
     let after = after.unwrap_or(Uuid::nil());
-    let status = status.map(InvoiceStatus::as_str);
-    Ok(db.query(LIST, &[&after, &limit, &patient, &status]).await?.iter().map(invoice).collect())
+    let rows = match status {
+        Some(InvoiceStatus::Open) => db.query(LIST_OPEN, &[&after, &limit, &patient]).await?,
+        status => {
+            let status = status.map(InvoiceStatus::as_str);
+            db.query(LIST, &[&after, &limit, &patient, &status]).await?
+        }
+    };
+    Ok(rows.iter().map(invoice).collect())
 }
 
 /// The invoice of an id.
@@ -139,6 +145,14 @@ pub async fn insert(tx: &mut impl Query, new: &NewInvoice) -> Result<Option<Invo
     if made == 0 { Ok(None) } else { get(tx, id).await }
 }
 
+/// Whether all of an invoice is paid.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn set_settled(tx: &mut impl Query, id: Uuid, is_settled: bool) -> Result<(), DbError> {
+    tx.execute(SET_SETTLED, &[&id, &is_settled]).await.map(drop)
+}
+
 /// Cancels an invoice.
 ///
 /// # Errors
@@ -149,11 +163,11 @@ pub async fn cancel(tx: &mut impl Query, id: Uuid) -> Result<(), DbError> {
 
 fn invoice(row: &Row) -> Invoice {
     let (amount, paid): (i64, i64) = (row.get("amount"), row.get("paid"));
-    let status = match row.get("status") {
-        "paid" => InvoiceStatus::Paid,
-        "cancelled" => InvoiceStatus::Cancelled,
-        // The statement says nothing else.
-        _ => InvoiceStatus::Open,
+    let is = |column| row.get::<_, Option<OffsetDateTime>>(column).is_some();
+    let status = match (is("cancelled_at"), is("settled_at")) {
+        (true, _) => InvoiceStatus::Cancelled,
+        (false, true) => InvoiceStatus::Paid,
+        (false, false) => InvoiceStatus::Open,
     };
     Invoice {
         id: row.get("id"),
@@ -172,6 +186,9 @@ fn invoice(row: &Row) -> Invoice {
 }
 
 pub(super) const LIST: &str = include_str!("sql/invoices/list.sql");
+pub(super) const LIST_OPEN: &str = include_str!("sql/invoices/list_open.sql");
+pub(super) const SET_SETTLED: &str =
+    "update invoices set settled_at = case when $2 then now() end, updated_at = now() where id = $1";
 pub(super) const GET: &str = include_str!("sql/invoices/get.sql");
 pub(super) const INSERT: &str = include_str!("sql/invoices/insert.sql");
 pub(super) const LOCK: &str = "select 1 from invoices where id = $1 for update";

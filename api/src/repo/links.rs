@@ -32,7 +32,8 @@ impl Purpose {
     }
 }
 
-/// Stores a link of a user, in place of an earlier one for the same.
+/// Stores a link of a user, in place of an earlier one for the same; false where that is too young: an invitation's a
+/// minute, a reset's ten.
 ///
 /// # Errors
 /// [`DbError`].
@@ -42,8 +43,8 @@ pub async fn put(
     purpose: Purpose,
     hash: &[u8],
     expires_at: OffsetDateTime,
-) -> Result<(), DbError> {
-    tx.execute(PUT, &[&user, &purpose.as_str(), &hash, &expires_at]).await.map(drop)
+) -> Result<bool, DbError> {
+    Ok(tx.execute(PUT, &[&user, &purpose.as_str(), &hash, &expires_at]).await? == 1)
 }
 
 /// Whether a link works; without using it.

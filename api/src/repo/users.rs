@@ -171,4 +171,6 @@ pub fn is_email(text: &str) -> bool {
         && !local.contains(['@', '"', '<', '>', '(', ')', ',', ';', ':', '\\'])
         && domain.contains('.')
         && gmah_shared::hostname::Hostname::parse(domain).is_ok()
+        // What no letter can be written to is none.
+        && text.parse::<lettre::Address>().is_ok()
 }
