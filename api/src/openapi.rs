@@ -164,7 +164,7 @@ const LIST_PARAMETERS: &[Parameter] = &[
     Parameter {
         name: "cursor",
         about: "`next_cursor` of the page before.",
-        schema: r#"{"type": "string", "minLength": 1}"#,
+        schema: r#"{"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"}"#,
         is_required: false,
     },
 ];
@@ -178,6 +178,10 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
         Answers::One(status, of) => all.insert(
             status.to_string(),
             json!({"description": if status == 201 { "Made." } else { "So it is." }, "content": json_of(json!(of(schemas)))}),
+        ),
+        Answers::All(of) => all.insert(
+            "200".into(),
+            json!({"description": "All there are.", "content": json_of(page(of, schemas))}),
         ),
         Answers::List(of) => all.insert(
             "200".into(),

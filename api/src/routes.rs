@@ -63,7 +63,7 @@ pub const TABLE: &[Route] = &[
         .takes::<passwords::ForgottenPassword>().accepts(),
     Route::new("POST", "/api/v1/auth/password/set", "Choose a password, with a link", || post(passwords::set)).open()
         .takes::<passwords::SetPassword>(),
-    Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).personal().lists::<Listed>(),
+    Route::new("GET", "/api/v1/auth/sessions", "One's sessions", || get(auth::list)).personal().lists_all::<Listed>(),
     Route::new("DELETE", "/api/v1/auth/sessions/{id}", "End one of one's sessions", || delete(auth::end)).personal(),
     Route::new("POST", "/api/v1/auth/totp", "Begin a second factor", || post(totp::begin)).personal()
         .takes::<totp::TotpBegin>().creates::<totp::TotpBegun>(),
@@ -72,7 +72,7 @@ pub const TABLE: &[Route] = &[
     Route::new("POST", "/api/v1/auth/totp/end", "Go on without it", || post(totp::end)).personal()
         .takes::<totp::TotpCode>(),
     Route::new("GET", "/api/v1/api-keys", "One's keys for programs", || get(api_keys::list)).personal()
-        .lists::<ApiKey>(),
+        .lists_all::<ApiKey>(),
     Route::new("POST", "/api/v1/api-keys", "Make a key for a program", || post(api_keys::create)).personal()
         .may("keys.write").takes::<api_keys::Create>().creates::<api_keys::Created>(),
     Route::new("DELETE", "/api/v1/api-keys/{id}", "End a key", || delete(api_keys::delete)).personal(),
@@ -87,7 +87,7 @@ pub const TABLE: &[Route] = &[
         .may("users.write").accepts(),
     Route::new("DELETE", "/api/v1/users/{id}/totp", "Take a user's second factor away", || delete(users::end_totp))
         .may("users.write"),
-    Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists::<Role>(),
+    Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists_all::<Role>(),
     Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
         .takes::<roles::Create>().creates::<Role>(),
     Route::new("PATCH", "/api/v1/roles/{key}", "Change a role", || patch(roles::update)).may("roles.write")
@@ -102,7 +102,7 @@ pub const TABLE: &[Route] = &[
         .takes_file(files::MEDIA_TYPE).slow().creates::<File>(),
     Route::new("GET", "/api/v1/files/{id}", "What a file is", || get(files::show)).may("files.read").shows::<File>(),
     Route::new("GET", "/api/v1/files/{id}/content", "Its bytes", || get(files::content)).may("files.read")
-        .gives(files::MEDIA_TYPE),
+        .gives("*/*"),
     Route::new("DELETE", "/api/v1/files/{id}", "Remove a file", || delete(files::delete)).may("files.write"),
 
     Route::new("GET", "/api/v1/settings/core", "What goes for everybody", || get(settings::show::<CoreSettings>))

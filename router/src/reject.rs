@@ -244,9 +244,10 @@ impl Rejection {
         let reason =
             http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
         let retry = retry_after.map_or_else(String::new, |s| format!("Retry-After: {s}\r\n"));
+        let allow = if status == 405 { format!("Allow: {ALLOW}\r\n") } else { String::new() };
         format!(
             "HTTP/1.1 {status} {reason}\r\nContent-Type: {PROBLEM}\r\nContent-Length: {}\r\nX-Request-ID: \
-             {request_id}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{retry}Connection: close\r\n\r\n{body}",
+             {request_id}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{retry}{allow}Connection: close\r\n\r\n{body}",
             body.len()
         )
         .into_bytes()
@@ -277,6 +278,9 @@ impl Rejection {
         if let Some(seconds) = reply.retry_after.filter(|_| retry_after.is_some()).or(retry_after) {
             head.insert_header(header::RETRY_AFTER, seconds.to_string())?;
         }
+        if status == 405 {
+            head.insert_header(header::ALLOW, ALLOW)?;
+        }
         if close {
             session.set_keepalive(None);
         }
@@ -286,6 +290,9 @@ impl Rejection {
         session.write_response_body(body, true).await
     }
 }
+
+/// Methods that are forwarded (RFC 9110, section 15.5.6); what each path takes is the backend's to say.
+const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// Whether the client names HTML and does not name JSON before it.
 fn prefers_html(session: &ServerSession) -> bool {

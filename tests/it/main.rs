@@ -24,6 +24,7 @@ mod headers;
 mod hospital;
 mod hosts;
 mod isolation;
+mod kills;
 mod limits;
 mod loans;
 mod mail;

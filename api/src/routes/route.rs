@@ -32,6 +32,8 @@ pub enum Answers {
     One(u16, Described),
     /// 200 and a page of such objects.
     List(Described),
+    /// 200 and all such objects, which are few by nature, in the form of a page.
+    All(Described),
     /// 202: it will be done.
     Later,
     /// 200 and something that is no JSON object of this api, of a media type.
@@ -179,6 +181,12 @@ impl Route {
     /// Answers 200 with a page.
     pub(super) const fn lists<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::List(described::<T>);
+        self
+    }
+
+    /// Answers 200 with all there are, which are few.
+    pub(super) const fn lists_all<T: ToSchema>(mut self) -> Self {
+        self.answers = Answers::All(described::<T>);
         self
     }
 

@@ -233,6 +233,19 @@ pub(crate) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, 
     tokio::time::timeout(PATIENCE, read).await.expect("answer in time")
 }
 
+/// One response, or nothing where the other side goes away before.
+pub(crate) async fn try_read<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Answer> {
+    let mut buf = Vec::new();
+    loop {
+        if let Some(answer) = parse(&buf) {
+            return Some(answer);
+        }
+        if stream.read_buf(&mut buf).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
 /// Sends bytes; everything that comes back until the other side closes, or nothing comes for a while.
 pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Vec<u8> {
     // The other side may close while we are still sending.
