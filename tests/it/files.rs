@@ -51,7 +51,7 @@ fn seen(answer: &Answer) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_in_goes_out() {
+async fn a15_a16_what_comes_in_goes_out() {
     let d = Desk::new().await;
     let about = uuid::Uuid::new_v4();
     // As many bytes as no piece has.
@@ -101,7 +101,7 @@ async fn what_comes_in_goes_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_leaves_nothing() {
+async fn a15_what_is_refused_leaves_nothing() {
     let d = Desk::new().await;
     for query in [
         "name=",

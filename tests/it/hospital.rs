@@ -52,7 +52,7 @@ fn patient() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn q07_what_is_sealed_is_nowhere_in_clear() {
+async fn what_is_sealed_is_nowhere_in_clear() {
     let h = Hospital::new().await;
     let made = h.made("/api/v1/patients", patient()).await;
     let id = text(&made["id"]).to_owned();

@@ -64,7 +64,7 @@ async fn the_document_is_of_what_the_organisation_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sums_are_kept_for_a_while_and_are_right_without_a_cache() {
+async fn a13_sums_are_kept_for_a_while_and_are_right_without_a_cache() {
     let dev = Dev::start().await;
     let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
     let redis = Redis::start().await;
@@ -115,4 +115,58 @@ async fn sums_are_kept_for_a_while_and_are_right_without_a_cache() {
     crate::harness::eventually("kept again", Duration::from_secs(20), kept, |(a, b)| a == b).await;
     router.stop().await;
     api.stop().await;
+}
+
+/// A-19, C-10: reading changes nothing, no header makes it something else, and a tag is one organisation's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a19_c10_methods_and_tags() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    let bearer = format!("Bearer {paris}");
+    let host = dev.host("paris");
+    let mut tried = 0;
+    for route in TABLE {
+        let has = |method: &str| TABLE.iter().any(|r| r.path == route.path && r.method == method);
+        let path = ["{id}", "{payment}", "{key}"]
+            .iter()
+            .fold(route.path.to_owned(), |p, name| p.replace(name, "018f0000-0000-7000-8000-000000000000"));
+        // Closed by the server when it has answered, which is how the end of an answer without a body is seen.
+        let auth = [("Authorization", bearer.as_str()), ("Connection", "close")];
+        for method in ["OPTIONS", "HEAD"] {
+            let seen = dev
+                .client
+                .raw(&host, &crate::harness::http::request(method, &host, &path, &auth, None))
+                .await;
+            let status = crate::harness::http::status(&seen);
+            let is_read = method == "HEAD" && has("GET");
+            assert_eq!(status == Some(405), !is_read, "{method} {path}: {status:?}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 100, "{tried}");
+    let count = "select count(*) from members";
+    let before = dev.value("gmah_org_paris", count).await;
+    for (path, header) in [
+        ("/api/v1/members", ("X-HTTP-Method-Override", "POST")),
+        ("/api/v1/members", ("X-Method-Override", "DELETE")),
+    ] {
+        let seen = dev.client.get(&host, path, &[("Authorization", &bearer), header]).await;
+        assert_eq!(seen.status, 200);
+    }
+    assert_eq!(
+        dev.client.get(&host, "/api/v1/members?_method=POST", &[("Authorization", &bearer)]).await.status,
+        400
+    );
+    assert_eq!(dev.value("gmah_org_paris", count).await, before);
+    // Both have the same settings, and each its own tag of them.
+    let own = dev.get_as("paris", "/api/v1/settings/loans", &paris).await;
+    let tag = own.header("etag").expect("a tag").to_owned();
+    let ask = async |slug: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("If-None-Match", tag.as_str())];
+        dev.client.get(&dev.host(slug), "/api/v1/settings/loans", &headers).await
+    };
+    assert_eq!(ask("paris", &paris).await.status, 304);
+    let others = ask("lyon", &lyon).await;
+    assert_eq!((others.status, &others.body), (200, &own.body));
 }

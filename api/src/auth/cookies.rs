@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a06_a_change_needs_our_own_proof() {
+    fn a_change_needs_our_own_proof() {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
         let (tenant, session) = (TenantId::generate(), Uuid::now_v7());
         let proof = csrf(&key, tenant, session);

@@ -141,6 +141,7 @@ async fn enter(
     )
     .await?;
     tx.commit().await?;
+    audit::log(ctx, &by, "sessions.begin", Some(&session.to_string()));
     Ok(tokens(ctx, session, &access, &refresh, cookie))
 }
 
@@ -211,10 +212,13 @@ async fn finish(session: &mut Session, id: Uuid) -> Result<bool, ApiError> {
     let mut tx = session.db.transaction().await?;
     let is_theirs = sessions::delete(&mut tx, user, id).await?;
     if is_theirs {
-        let (id, none) = (id.to_string(), Value::Null);
-        audit::insert(&mut tx, &by, "sessions.end", Some(&id), &none, &none).await?;
+        let none = Value::Null;
+        audit::insert(&mut tx, &by, "sessions.end", Some(&id.to_string()), &none, &none).await?;
     }
     tx.commit().await?;
+    if is_theirs {
+        audit::log(&session.ctx, &by, "sessions.end", Some(&id.to_string()));
+    }
     Ok(is_theirs)
 }
 

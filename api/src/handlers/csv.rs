@@ -213,6 +213,7 @@ pub async fn export<T: Exported>(mut session: Session, action: &'static str) -> 
     let mut tx = session.db.transaction().await?;
     audit::insert(&mut tx, &by, action, None, &none, &none).await?;
     tx.commit().await?;
+    audit::log(&session.ctx, &by, action, None);
     session.db.give_back();
     let ctx = session.ctx.clone();
     let (place, deadline) = (place, Instant::now() + PATIENCE);

@@ -7,11 +7,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gmah_shared::tenant::TenantId;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::context::TenantContext;
 use crate::error::ApiError;
 
 /// Something that is shown with its tag.
@@ -30,6 +32,15 @@ impl<T: Serialize> IntoResponse for Entity<T> {
 /// The tag of a JSON value.
 pub(super) fn of(value: &Value) -> Option<HeaderValue> {
     let digest = ring::digest::digest(&ring::digest::SHA256, value.to_string().as_bytes());
+    HeaderValue::try_from(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..16]))).ok()
+}
+
+/// The tag as it is shown: of one organisation, so that nobody's says anything about another's.
+pub(super) fn bound(tenant: TenantId, tag: &HeaderValue) -> Option<HeaderValue> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(tenant.as_uuid().as_bytes());
+    context.update(tag.as_bytes());
+    let digest = context.finish();
     HeaderValue::try_from(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..16]))).ok()
 }
 
@@ -57,7 +68,7 @@ pub async fn private(request: Request, next: Next) -> Response {
     response
 }
 
-/// Answers 304 to who has what would be shown.
+/// Binds tags to the organisation, and answers 304 to who has what would be shown.
 pub async fn layer(request: Request, next: Next) -> Response {
     let known = match request.method() {
         &Method::GET | &Method::HEAD => {
@@ -66,7 +77,14 @@ pub async fn layer(request: Request, next: Next) -> Response {
         }
         _ => None,
     };
+    let tenant = request.extensions().get::<TenantContext>().map(|ctx| ctx.detail().tenant.id);
     let mut response = next.run(request).await;
+    if let (Some(tenant), Some(tag)) = (tenant, response.headers().get(ETAG)) {
+        match bound(tenant, tag) {
+            Some(tag) => response.headers_mut().insert(ETAG, tag),
+            None => response.headers_mut().remove(ETAG),
+        };
+    }
     if let (Some(known), Some(tag)) = (known, response.headers().get(ETAG))
         && response.status() == StatusCode::OK
         // Weak comparison (section 13.1.2): what a proxy compressed is the same thing to look at.

@@ -205,6 +205,7 @@ pub async fn content(
     let file = files::get(&mut session.db, id).await?.ok_or(ApiError::NotFound)?;
     let (by, none) = (By::of(&session), Value::Null);
     audit::insert(&mut session.db, &by, "files.read", Some(&id.to_string()), &none, &none).await?;
+    audit::log(&session.ctx, &by, "files.read", Some(&id.to_string()));
     session.db.give_back();
     let store = session.ctx.app().files.clone().ok_or(ApiError::Unavailable)?;
     let bytes = store.get(session.ctx.detail().tenant.id, id).await?;

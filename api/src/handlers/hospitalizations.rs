@@ -103,6 +103,7 @@ pub async fn list(
         "first": found.first().map(|h| h.id), "last": found.last().map(|h| h.id),
     });
     audit::insert(&mut session.db, &by, "hospitalizations.list", None, &Value::Null, &seen).await?;
+    audit::log(&ctx, &by, "hospitalizations.list", None);
     Ok(Json(wanted.page(found, |h| h.id)))
 }
 
@@ -116,6 +117,7 @@ pub async fn show(
     let stay = hospitalizations::get(&mut session.db, &ctx, id).await?.ok_or(ApiError::NotFound)?;
     let (id, none) = (id.to_string(), Value::Null);
     audit::insert(&mut session.db, &by, "hospitalizations.read", Some(&id), &none, &none).await?;
+    audit::log(&ctx, &by, "hospitalizations.read", Some(&id));
     Ok(Entity(stay))
 }
 

@@ -95,6 +95,7 @@ pub async fn change(
     }
     another(&mut tx, &by, "users.change_password", user, &hash, Some(&caller)).await?;
     tx.commit().await?;
+    audit::log(&session.ctx, &by, "users.change_password", Some(&user.to_string()));
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -140,6 +141,7 @@ async fn write_reset(ctx: &TenantContext, client: &Client, email: &str) -> Resul
     let id = user.id.to_string();
     audit::insert(&mut tx, &by, "users.forgotten_password", Some(&id), &Value::Null, &Value::Null).await?;
     tx.commit().await?;
+    audit::log(ctx, &by, "users.forgotten_password", Some(&id));
     ctx.app().mailer.hint(ctx.detail().tenant.id);
     Ok(())
 }
@@ -175,6 +177,7 @@ pub async fn set(
     let by = By::new(Actor { id: Some(user), name: email }, &ctx, &client);
     another(&mut tx, &by, "users.set_password", user, &hash, None).await?;
     tx.commit().await?;
+    audit::log(&ctx, &by, "users.set_password", Some(&user.to_string()));
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -112,6 +112,7 @@ pub async fn list(
         "first": found.first().map(|p| p.id), "last": found.last().map(|p| p.id),
     });
     audit::insert(&mut session.db, &by, "patients.list", None, &Value::Null, &seen).await?;
+    audit::log(&ctx, &by, "patients.list", None);
     Ok(Json(wanted.page(found, |p| p.id)))
 }
 
@@ -125,6 +126,7 @@ pub async fn show(
     let record = patients::get(&mut session.db, &ctx, id).await?.ok_or(ApiError::NotFound)?;
     let (id, none) = (id.to_string(), Value::Null);
     audit::insert(&mut session.db, &by, "patients.read", Some(&id), &none, &none).await?;
+    audit::log(&ctx, &by, "patients.read", Some(&id));
     Ok(Entity(record))
 }
 

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use gmah_shared::tenant::TenantId;
 use http::header::ETAG;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ring::hmac;
@@ -85,9 +86,10 @@ impl Answer {
 pub struct Work<'a, 't> {
     tx: &'a mut TenantTx<'t>,
     by: By,
+    tenant: TenantId,
     caller: Caller,
     permission: Option<&'static str>,
-    recorded: bool,
+    recorded: Vec<(&'static str, String)>,
     if_match: Option<&'a str>,
 }
 
@@ -118,7 +120,8 @@ impl Work<'_, '_> {
     pub fn matches(&self, before: &impl Serialize) -> Result<(), ApiError> {
         let Some(wanted) = self.if_match else { return Ok(()) };
         let before = serde_json::to_value(before).map_err(|_| ApiError::Internal)?;
-        let is_same = etag::of(&before).is_some_and(|tag| etag::is_among(wanted, &tag));
+        let tag = etag::of(&before).and_then(|tag| etag::bound(self.tenant, &tag));
+        let is_same = tag.is_some_and(|tag| etag::is_among(wanted, &tag));
         if is_same { Ok(()) } else { Err(ApiError::PreconditionFailed) }
     }
 
@@ -135,8 +138,9 @@ impl Work<'_, '_> {
     ) -> Result<(), ApiError> {
         let json = |e: serde_json::Result<serde_json::Value>| e.map_err(|_| ApiError::Internal);
         let (before, after) = (json(serde_json::to_value(before))?, json(serde_json::to_value(after))?);
-        audit::insert(self.tx, &self.by, action, Some(&id.to_string()), &before, &after).await?;
-        self.recorded = true;
+        let id = id.to_string();
+        audit::insert(self.tx, &self.by, action, Some(&id), &before, &after).await?;
+        self.recorded.push((action, id));
         Ok(())
     }
 }
@@ -168,6 +172,7 @@ pub async fn once(
 ) -> Result<Response, ApiError> {
     let (ctx, user) = (session.ctx.clone(), session.user.id);
     let (by, caller, permission) = (By::of(session), session.caller.clone(), session.route.permission);
+    let tenant = ctx.detail().tenant.id;
     let mut tx = session.db.transaction().await?;
     let mut place = None;
     if let Some(key) = &asked.key {
@@ -197,12 +202,19 @@ pub async fn once(
             }
         }
     }
-    let mut doing =
-        Work { tx: &mut tx, by, caller, permission, recorded: false, if_match: asked.if_match.as_deref() };
+    let mut doing = Work {
+        tx: &mut tx,
+        by: by.clone(),
+        tenant,
+        caller,
+        permission,
+        recorded: Vec::new(),
+        if_match: asked.if_match.as_deref(),
+    };
     let done = work(&mut doing).await;
-    let is_recorded = doing.recorded;
+    let recorded = doing.recorded;
     let answer = match done {
-        Ok(answer) if is_recorded => answer,
+        Ok(answer) if !recorded.is_empty() => answer,
         outcome => {
             let refused = outcome.err().unwrap_or_else(|| {
                 tracing::error!("a change was not written down: it is undone");
@@ -219,6 +231,9 @@ pub async fn once(
         idempotency::finish(&mut tx, place.row, answer.0.as_u16(), &sealed).await?;
     }
     tx.commit().await?;
+    for (action, id) in &recorded {
+        audit::log(&ctx, &by, action, Some(id));
+    }
     Ok(answer.response())
 }
 

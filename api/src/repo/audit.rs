@@ -45,6 +45,21 @@ impl By {
     }
 }
 
+/// Says in the log what is durable now: a stream of what is done in each organisation, for whoever collects logs. Never what
+/// was changed, only that it was.
+pub fn log(ctx: &TenantContext, by: &By, action: &str, entity_id: Option<&str>) {
+    tracing::info!(
+        target: "gmah::audit",
+        tenant = %ctx.detail().tenant.slug,
+        actor = by.actor.name,
+        action,
+        entity_id,
+        request_id = by.request_id,
+        address = by.address,
+        "done"
+    );
+}
+
 /// Something that was done.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = AuditEntry)]

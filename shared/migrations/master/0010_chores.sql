@@ -2,10 +2,12 @@
 -- its own: that somebody came by is no news of the organisation.
 create table organization_chores (
     organization_id uuid primary key references organizations (id) on delete cascade,
-    due_at timestamptz not null default now()
+    -- A new one has nothing to look after yet.
+    due_at timestamptz not null default now() + interval '10 minutes'
 );
 create index organization_chores_due on organization_chores (due_at);
-insert into organization_chores (organization_id) select id from organizations;
+insert into organization_chores (organization_id, due_at)
+select id, now() + random() * interval '10 minutes' from organizations;
 
 create function organization_has_chores() returns trigger language plpgsql as $$
 begin

@@ -141,7 +141,7 @@ mod tests {
     const PLACE: Place = Place { table: "patients", column: "notes", row: ROW };
 
     #[test]
-    fn q07_a_value_opens_in_its_place_only() {
+    fn a_value_opens_in_its_place_only() {
         let (master, tenant) = (master(), TenantId::generate());
         let pair = DataKeys::generate(&master, tenant, None).expect("pair");
         let keys = DataKeys::unwrap(&master, tenant, std::slice::from_ref(&pair)).expect("keys");
