@@ -71,6 +71,10 @@ async fn chores(app: &Arc<App>, tenant: TenantId) -> Result<(), ApiError> {
     outbox::delete_expired(&mut db).await?;
     for id in files::left_over(&mut db).await? {
         let Some(store) = &app.files else { break };
+        // What is still coming in after so long never will have.
+        if !files::give_up(&mut db, id).await? {
+            continue;
+        }
         store.remove(tenant, id).await?;
         files::forget(&mut db, id).await?;
     }

@@ -104,6 +104,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("files/stored", files::STORED),
     ("files/delete", files::DELETE),
     ("files/left_over", files::LEFT_OVER),
+    ("files/give_up", files::GIVE_UP),
     ("files/forget", files::FORGET),
     ("files/used", files::USED),
     ("files/lock", files::LOCK),

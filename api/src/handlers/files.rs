@@ -183,16 +183,20 @@ async fn keep(
     Ok((response, is_ours))
 }
 
+/// Removes what is no file of the organisation's. Whether it is one is asked first: a commit whose answer was lost may have
+/// made it one.
 async fn discard(session: &mut Session, store: &Files, tenant: TenantId, id: Uuid) {
-    if store.remove(tenant, id).await.is_ok() {
-        let forgotten = async {
-            let mut db = TenantDb::open(&session.ctx).await?;
-            files::forget(&mut db, id).await.map_err(ApiError::from)
-        };
-        session.db.give_back();
-        if let Err(e) = forgotten.await {
-            tracing::debug!(code = e.parts().1, "an upload is left to the chores");
+    session.db.give_back();
+    let discarded = async {
+        let is_given_up = files::give_up(&mut TenantDb::open(&session.ctx).await?, id).await?;
+        if is_given_up {
+            store.remove(tenant, id).await?;
+            files::forget(&mut TenantDb::open(&session.ctx).await?, id).await?;
         }
+        Ok::<_, ApiError>(())
+    };
+    if let Err(e) = discarded.await {
+        tracing::debug!(code = e.parts().1, "an upload is left to the chores");
     }
 }
 

@@ -102,6 +102,14 @@ pub async fn delete(tx: &mut impl Query, id: Uuid) -> Result<Option<File>, DbErr
     Ok(tx.query(DELETE, &[&id]).await?.first().map(file))
 }
 
+/// Makes a file that is not stored one that never will be; false when it is stored, or nothing is known of it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn give_up(db: &mut impl Query, id: Uuid) -> Result<bool, DbError> {
+    Ok(db.execute(GIVE_UP, &[&id]).await? == 1)
+}
+
 /// Forgets a file whose bytes are gone.
 ///
 /// # Errors
@@ -138,6 +146,7 @@ pub(super) const RESERVE: &str = include_str!("sql/files/reserve.sql");
 pub(super) const STORED: &str = include_str!("sql/files/stored.sql");
 pub(super) const DELETE: &str = include_str!("sql/files/delete.sql");
 pub(super) const LEFT_OVER: &str = include_str!("sql/files/left_over.sql");
+pub(super) const GIVE_UP: &str = "update files set state = 'deleted' where id = $1 and state <> 'stored'";
 pub(super) const FORGET: &str = "delete from files where id = $1 and state <> 'stored'";
 pub(super) const USED: &str = "select coalesce(sum(size), 0)::bigint from files where state <> 'deleted'";
 /// `files` in ASCII: one who reserves at a time, per organisation.
