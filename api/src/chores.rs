@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_secs(15);
 /// For one organisation.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// For the bytes of one file.
+const REMOVAL: Duration = Duration::from_secs(5);
+
 /// Does chores for as long as the program runs.
 pub async fn run(app: Arc<App>, master: Pool) -> Infallible {
     loop {
@@ -69,17 +72,21 @@ async fn chores(app: &Arc<App>, tenant: TenantId) -> Result<(), ApiError> {
     links::delete_expired(&mut db).await?;
     idempotency::delete_old(&mut db).await?;
     outbox::delete_expired(&mut db).await?;
+    if outbox::next_attempt(&mut db).await?.is_some() {
+        app.mailer.hint(tenant);
+    }
+    // Last: a store that is away keeps nothing else from being done.
     for id in files::left_over(&mut db).await? {
         let Some(store) = &app.files else { break };
         // What is still coming in after so long never will have.
         if !files::give_up(&mut db, id).await? {
             continue;
         }
-        store.remove(tenant, id).await?;
-        files::forget(&mut db, id).await?;
-    }
-    if outbox::next_attempt(&mut db).await?.is_some() {
-        app.mailer.hint(tenant);
+        match tokio::time::timeout(REMOVAL, store.remove(tenant, id)).await {
+            Ok(Ok(())) => files::forget(&mut db, id).await?,
+            // The next time.
+            Ok(Err(_)) | Err(_) => break,
+        }
     }
     Ok(())
 }

@@ -63,6 +63,14 @@ impl TenantContext {
         Ok(Self { app: app.clone(), detail, request_id: "task".into(), host })
     }
 
+    /// Whether the organisation is still served, and where it was when the request began: for what takes minutes.
+    pub async fn is_current(&self) -> bool {
+        let id = self.detail().tenant.id;
+        let Lookup::Found(now) = self.app.catalog.get(&id).await else { return false };
+        let was = &self.detail().tenant;
+        now.0.tenant.generation == was.generation && now.0.tenant.status == was.status
+    }
+
     /// The name at which the organisation was asked.
     pub fn host(&self) -> &Hostname {
         &self.host

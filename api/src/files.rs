@@ -68,7 +68,8 @@ impl Files {
                     .map_err(|e| format!("files.folder: {}: {e}", folder.display()))?;
                 let store =
                     LocalFileSystem::new_with_prefix(folder).map_err(|e| format!("files.folder: {e}"))?;
-                Arc::new(store.with_automatic_cleanup(true))
+                // A row that is durable must not name bytes that are not.
+                Arc::new(store.with_automatic_cleanup(true).with_fsync(true))
             }
         };
         Ok(Self { store, max_bytes: config.max_file_bytes.get() as u64 })

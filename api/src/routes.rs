@@ -86,7 +86,7 @@ pub const TABLE: &[Route] = &[
     Route::new("POST", "/api/v1/users/{id}/invitation", "Invite a user once more", || post(users::invite))
         .may("users.write").accepts(),
     Route::new("DELETE", "/api/v1/users/{id}/totp", "Take a user's second factor away", || delete(users::end_totp))
-        .may("users.write"),
+        .personal().may("users.write"),
     Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists_all::<Role>(),
     Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
         .takes::<roles::Create>().creates::<Role>(),

@@ -274,6 +274,7 @@ async fn a01_keys_do_what_both_may() {
     )
     .await;
     assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.header("cache-control"), Some("private, no-store"));
     let (id, secret) = (text(&made.json()["id"]).to_owned(), text(&made.json()["secret"]).to_owned());
     assert!(secret.starts_with("gmahk_") && secret.len() == 49, "{secret}");
     let member = || Some(json!({"first_name": "Ada", "last_name": "Lovelace"}));
@@ -443,6 +444,9 @@ async fn a09_a_second_factor() {
     let id = text(&by(&dev, &eva, "GET", "/api/v1/auth/me", None).await.json()["id"]).to_owned();
     assert_eq!(seen(&login(None).await), is(401, "totp_required"));
     let path = format!("/api/v1/users/{id}/totp");
+    let me = text(&by(&dev, &admin, "GET", "/api/v1/auth/me", None).await.json()["id"]).to_owned();
+    let own = by(&dev, &admin, "DELETE", &format!("/api/v1/users/{me}/totp"), None).await;
+    assert_eq!(seen(&own), is(403, "forbidden"), "one's own needs its code");
     assert_eq!(by(&dev, &admin, "DELETE", &path, None).await.status, 204);
     assert_eq!(by(&dev, &admin, "DELETE", &path, None).await.status, 404);
     assert_eq!(by(&dev, &eva, "GET", "/api/v1/auth/me", None).await.status, 401);

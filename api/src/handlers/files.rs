@@ -29,6 +29,8 @@ use crate::routes::Parameter;
 
 /// For the next piece of an upload.
 const PIECE: Duration = Duration::from_secs(20);
+/// For removing what is no file: what is not gone by then the chores remove.
+const DISCARD: Duration = Duration::from_secs(2);
 /// Media type of an upload: what is in it is looked at, not what somebody says of it.
 pub const MEDIA_TYPE: &str = "application/octet-stream";
 
@@ -118,7 +120,8 @@ pub async fn create(
     let coming = store.put(tenant, id, room, pieces(request.into_body()));
     let received = session.without_connection(coming).await;
     let kept = match received {
-        Ok(Ok(stored)) => keep(&mut session, &asked, id, stored).await,
+        Ok(Ok(stored)) if ctx.is_current().await => keep(&mut session, &asked, id, stored).await,
+        Ok(Ok(_)) => Err(ApiError::Unavailable),
         Ok(Err(refused)) => Err(refused),
         Err(e) => Err(e),
     };
@@ -168,6 +171,8 @@ async fn keep(
     let what = Bytes::from(stored.sha256.clone());
     let mut is_ours = false;
     let response = once(session, asked, &what, async |tx| {
+        // It may have taken minutes: the user, and where the organisation is, may be others by now.
+        tx.rights_now().await?;
         let made = files::stored(tx, id, &stored).await?.ok_or(ApiError::Unavailable)?;
         // Of uploads that did not say how long they are, several may have had the same room.
         let current = files::used_locked(tx).await?;
@@ -195,8 +200,10 @@ async fn discard(session: &mut Session, store: &Files, tenant: TenantId, id: Uui
         }
         Ok::<_, ApiError>(())
     };
-    if let Err(e) = discarded.await {
-        tracing::debug!(code = e.parts().1, "an upload is left to the chores");
+    match tokio::time::timeout(DISCARD, discarded).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::debug!(code = e.parts().1, "bytes are left to the chores"),
+        Err(_) => tracing::debug!("bytes are left to the chores"),
     }
 }
 

@@ -161,6 +161,10 @@ pub async fn end_totp(
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
     let id = super::id(id)?;
+    // One's own needs its code: whoever has found an open browser has none.
+    if id == session.user.id {
+        return Err(ApiError::Forbidden);
+    }
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let own = tx.rights_now().await?;
         let (user, _) = users::get(tx, id).await?.ok_or(ApiError::NotFound)?;

@@ -72,6 +72,8 @@ impl Answer {
     fn response(self) -> Response {
         match self.0 {
             StatusCode::NO_CONTENT | StatusCode::ACCEPTED => self.0.into_response(),
+            // What is made may be a secret that is shown once: without a tag nobody may store it.
+            StatusCode::CREATED => (StatusCode::CREATED, Json(self.1)).into_response(),
             status => {
                 let tag = etag::of(&self.1);
                 let mut response = (status, Json(self.1)).into_response();

@@ -69,8 +69,9 @@ pub async fn delete(tx: &mut impl Query, user: Uuid) -> Result<bool, DbError> {
     Ok(tx.execute(DELETE, &[&user]).await? == 1)
 }
 
+/// With its lock: what is confirmed is what was proved.
 pub(super) const GET: &str =
-    "select secret, confirmed_at is not null as is_confirmed from user_totp where user_id = $1";
+    "select secret, confirmed_at is not null as is_confirmed from user_totp where user_id = $1 for update";
 pub(super) const BEGIN: &str = include_str!("sql/totp/begin.sql");
 pub(super) const USE_STEP: &str = "update user_totp set last_step = $2 where user_id = $1 and last_step < $2";
 pub(super) const CONFIRM: &str = "update user_totp set confirmed_at = now() where user_id = $1";
