@@ -21,6 +21,7 @@ use http::request::Parts;
 use uuid::Uuid;
 
 use self::client::Client;
+use self::cookies::Proof;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
@@ -110,8 +111,8 @@ pub struct Credentials {
 enum Kind {
     Bearer,
     Key,
-    /// With the headers that must prove a change.
-    Cookie(HeaderMap),
+    /// With what must prove a change.
+    Cookie(Proof),
 }
 
 impl Credentials {
@@ -133,11 +134,11 @@ impl Credentials {
             let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
             (Caller::Session(id), user)
         };
-        if let Kind::Cookie(headers) = &kind
+        if let Kind::Cookie(proof) = &kind
             && route.is_write()
         {
             let (key, tenant) = (&ctx.app().csrf, ctx.detail().tenant.id);
-            cookies::check(headers, ctx.host().as_str(), key, tenant, caller.id())?;
+            proof.check(ctx.host().as_str(), key, tenant, caller.id())?;
         }
         if let Some(module) = route.module {
             ctx.require_module(module)?;
@@ -202,7 +203,7 @@ fn brought(headers: &HeaderMap) -> Result<(&str, Kind), ApiError> {
     let Some(value) = first.filter(|_| second.is_none()) else {
         let cookie = cookies::access(headers).filter(|token| first.is_none() && token.len() == SECRET);
         let token = cookie.ok_or(ApiError::Unauthenticated)?;
-        return Ok((token, Kind::Cookie(headers.clone())));
+        return Ok((token, Kind::Cookie(Proof::of(headers))));
     };
     let text = value.to_str().map_err(|_| ApiError::Unauthenticated)?;
     let (scheme, token) = text.split_once(' ').ok_or(ApiError::Unauthenticated)?;

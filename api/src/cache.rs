@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gmah_shared::redis::{Away, Link};
 use gmah_shared::tenant::TenantId;
 use redis::AsyncCommands as _;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::aio::ConnectionManager;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::OnceCell;
 
 use crate::config::CacheSettings;
 use crate::error::ApiError;
@@ -29,12 +29,7 @@ pub struct Cache {
 #[derive(Clone)]
 enum Place {
     Here(moka::future::Cache<String, Arc<str>>),
-    Redis(Arc<Shared>),
-}
-
-struct Shared {
-    client: redis::Client,
-    connection: OnceCell<ConnectionManager>,
+    Redis(Arc<Link>),
 }
 
 impl Cache {
@@ -43,7 +38,7 @@ impl Cache {
     /// # Errors
     /// A sentence that begins with the key at fault.
     pub fn new(config: &CacheSettings) -> Result<Self, String> {
-        let place = match &config.url {
+        let place = match &config.address {
             None => Place::Here(
                 moka::future::Cache::builder()
                     .max_capacity(config.max_bytes.get() as u64)
@@ -54,8 +49,8 @@ impl Cache {
                     .build(),
             ),
             Some(url) => {
-                let client = redis::Client::open(url.as_str()).map_err(|e| format!("cache.url: {e}"))?;
-                Place::Redis(Arc::new(Shared { client, connection: OnceCell::new() }))
+                let link = Link::new(url, PATIENCE).map_err(|e| format!("cache.url: {e}"))?;
+                Place::Redis(Arc::new(link))
             }
         };
         Ok(Self { ttl: *config.ttl, place })
@@ -86,12 +81,9 @@ impl Cache {
     async fn read(&self, key: &str) -> Option<Arc<str>> {
         match &self.place {
             Place::Here(cache) => cache.get(key).await,
-            Place::Redis(shared) => {
-                let asked = async { shared.connection().await?.get::<_, Option<String>>(key).await };
-                match tokio::time::timeout(PATIENCE, asked).await {
-                    Ok(Ok(found)) => found.map(Into::into),
-                    _ => None,
-                }
+            Place::Redis(link) => {
+                let asked = async |c: &mut ConnectionManager| c.get::<_, Option<String>>(key).await;
+                link.ask(PATIENCE, asked).await.unwrap_or_else(away).map(Into::into)
             }
         }
     }
@@ -99,27 +91,21 @@ impl Cache {
     async fn write(&self, key: String, text: String) {
         match &self.place {
             Place::Here(cache) => cache.insert(key, text.into()).await,
-            Place::Redis(shared) => {
+            Place::Redis(link) => {
                 let seconds = self.ttl.as_secs().max(1);
-                let told = async { shared.connection().await?.set_ex::<_, _, ()>(key, text, seconds).await };
-                if !matches!(tokio::time::timeout(PATIENCE, told).await, Ok(Ok(()))) {
-                    tracing::debug!("the cache is away");
-                }
+                let told = async |c: &mut ConnectionManager| c.set_ex::<_, _, ()>(key, text, seconds).await;
+                link.ask(PATIENCE, told).await.unwrap_or_else(away);
             }
         }
     }
 }
 
-impl Shared {
-    /// One connection for all, made when it is needed first, and again when it broke.
-    async fn connection(&self) -> redis::RedisResult<ConnectionManager> {
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
-        let connect = || ConnectionManager::new_with_config(self.client.clone(), config);
-        self.connection.get_or_try_init(connect).await.cloned()
+/// Nothing is kept, and what is asked for is computed.
+fn away<T: Default>(why: Away) -> T {
+    if let Away::Failed(why) = why {
+        tracing::warn!(error = why, "the cache is away");
     }
+    T::default()
 }
 
 fn key(tenant: TenantId, name: &str) -> String {

@@ -67,8 +67,15 @@ pub struct S3 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheSettings {
-    /// Redis or Valkey, where several nodes share it; in this process, without one.
-    pub url: Option<String>,
+    /// Redis or Valkey, where several nodes share it, without a password; in this process, without one.
+    url: Option<String>,
+    /// A file with the address.
+    url_file: Option<PathBuf>,
+    /// A variable with the address.
+    url_env: Option<String>,
+    /// The address, read.
+    #[serde(skip)]
+    pub address: Option<SecretString>,
     /// How old it may be. Default 30 s.
     pub ttl: HumanDuration,
     /// Most bytes in this process. Default 16 MiB.
@@ -77,7 +84,15 @@ pub struct CacheSettings {
 
 impl Default for CacheSettings {
     fn default() -> Self {
-        Self { url: None, ttl: HumanDuration::from_secs(30), max_bytes: Within::new(16 << 20) }
+        let (url, url_file, url_env, address) = (None, None, None, None);
+        Self {
+            url,
+            url_file,
+            url_env,
+            address,
+            ttl: HumanDuration::from_secs(30),
+            max_bytes: Within::new(16 << 20),
+        }
     }
 }
 
@@ -246,6 +261,9 @@ impl ApiConfig {
                 s3.secret = file.secret(0, "files.s3.secret_access_key_file", path, name)?;
             }
         }
+        let cache = &mut config.cache;
+        let named = file.secret(0, "cache.url_file", cache.url_file.take(), cache.url_env.take())?;
+        cache.address = named.or_else(|| cache.url.take().map(Into::into));
         if *config.pool.heartbeat < Duration::from_secs(1) {
             return Err(file.at(0, "pool.heartbeat", "must be 1s or more"));
         }

@@ -20,7 +20,6 @@ use http::HeaderMap;
 use http::request::Parts;
 use zeroize::Zeroizing;
 
-use crate::auth::client::Client;
 use crate::error::{ApiError, render};
 use crate::routes;
 use crate::server::{App, DetailRow};
@@ -166,30 +165,33 @@ pub async fn layer(State(app): State<Arc<App>>, mut request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let is_slow = routes::is_slow(request.method().as_str(), &route);
     let deadline = if is_slow { SLOW } else { *app.config.api.request_timeout };
-    let (language, trace) =
-        (Client::of(request.headers()).language.unwrap_or_default(), Trace::begin(&app, &request, &route));
+    // Looked at only where there is something to say.
+    let reads = request.headers().get(http::header::ACCEPT_LANGUAGE).cloned();
+    let mut trace = Trace::begin(&app, &request, &route);
     let handled = async {
         let token = admit(&app, &request)?;
         let context = resolve(&app, &token, &request_id).await?;
-        let slug = context.detail().tenant.slug.clone();
-        let counters = app.metrics.tenant(&slug);
+        let counters = app.metrics.tenant(&context.detail().tenant.slug);
+        if let Some(trace) = &mut trace {
+            trace.is_of(&context.detail().tenant.slug);
+        }
         request.extensions_mut().insert(context);
-        Ok((next.run(request).await, (slug, counters)))
+        Ok((next.run(request).await, counters))
     };
-    let (response, tenant) = match tokio::time::timeout(deadline, handled).await {
-        Ok(Ok((response, tenant))) => (response, Some(tenant)),
+    let (response, counters) = match tokio::time::timeout(deadline, handled).await {
+        Ok(Ok((response, counters))) => (response, Some(counters)),
         Ok(Err(error)) => (ApiError::into_response(error), None),
         Err(_) => (ApiError::Unavailable.into_response(), None),
     };
     let status = response.status().as_u16();
-    if let Some((_, counters)) = &tenant {
+    if let Some(counters) = counters {
         counters.response(status);
     }
     app.metrics.route(&route, began.elapsed().as_secs_f64());
     if let Some(trace) = trace {
-        trace.end(status, &request_id, tenant.as_ref().map(|(slug, _)| slug.as_str()));
+        trace.end(status, &request_id);
     }
-    render(response, &request_id, language)
+    render(response, &request_id, reads.as_ref())
 }
 
 /// The token of a request, if it is for the request's own host.

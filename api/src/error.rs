@@ -5,7 +5,7 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
+use http::header::{CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
 use http::{HeaderName, StatusCode};
 
 use gmah_shared::tenant::Generation;
@@ -305,11 +305,14 @@ impl IntoResponse for ApiError {
 }
 
 /// Writes the body of an error, if the response is one.
-pub fn render(response: Response, request_id: &str, language: Language) -> Response {
+pub fn render(response: Response, request_id: &str, reads: Option<&HeaderValue>) -> Response {
     let Some(error) = response.extensions().get::<ApiError>().cloned() else {
         return response;
     };
+    let reads = reads.and_then(|v| v.to_str().ok());
+    let language = reads.map_or_else(Language::default, Language::preferred);
     let (mut parts, _) = response.into_parts();
+    parts.headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-store"));
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     parts.headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static(language.tag()));
     parts.headers.append(VARY, HeaderValue::from_static("accept-language"));

@@ -3,13 +3,14 @@
 //! Where an object lies is made of an organisation's id and the file's, and of nothing that anybody sent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use gmah_shared::tenant::TenantId;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{GetResult, ObjectStore, ObjectStoreExt as _, WriteMultipart};
+use object_store::{ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, WriteMultipart};
 use ring::digest;
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
@@ -21,6 +22,9 @@ use crate::error::ApiError;
 const PART: usize = 5 << 20;
 /// Parts on their way at once: so much of an upload is in memory.
 const PARTS: usize = 2;
+/// For all of a file's way out of a service.
+const TRANSFER: Duration = Duration::from_secs(1800);
+const CONNECT: Duration = Duration::from_secs(5);
 /// Bytes by which a file is known for what it is.
 const SNIFFED: usize = 512;
 
@@ -55,6 +59,10 @@ impl Files {
                 let mut builder = AmazonS3Builder::new()
                     .with_bucket_name(&s3.bucket)
                     .with_region(&s3.region)
+                    .with_client_options(
+                        // The first is for the whole of a body, however slowly it is read.
+                        ClientOptions::new().with_timeout(TRANSFER).with_connect_timeout(CONNECT),
+                    )
                     .with_access_key_id(&s3.access_key_id)
                     .with_secret_access_key(s3.secret.as_ref().map_or("", |s| s.expose_secret()));
                 if let Some(endpoint) = &s3.endpoint {
@@ -110,10 +118,13 @@ impl Files {
     /// A file's bytes.
     ///
     /// # Errors
-    /// [`ApiError::NotFound`], [`ApiError::Unavailable`].
+    /// [`ApiError::Unavailable`], also where they are missing: whoever asks knows of the file.
     pub async fn get(&self, tenant: TenantId, id: Uuid) -> Result<GetResult, ApiError> {
         self.store.get(&path(tenant, id)).await.map_err(|e| match e {
-            object_store::Error::NotFound { .. } => ApiError::NotFound,
+            object_store::Error::NotFound { .. } => {
+                tracing::error!(%tenant, file = %id, "a file's bytes are missing from the store");
+                ApiError::Unavailable
+            }
             e => away(&e),
         })
     }

@@ -75,7 +75,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         parameters.extend(LIST_PARAMETERS.iter().map(parameter));
     }
     parameters.extend(route.query.iter().map(parameter));
-    if matches!(route.method, "PATCH" | "PUT") {
+    if takes_condition(route) {
         parameters.push(json!({
             "name": "If-Match", "in": "header", "required": false,
             "description": "The `ETag` of what is to be changed: another is refused with 412.",
@@ -114,6 +114,11 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         operation["security"] = json!([{"bearer": []}, {"cookie": []}]);
     }
     operation
+}
+
+/// Whether the route changes a thing that is shown with a tag.
+fn takes_condition(route: &Route) -> bool {
+    takes_key(route) && (route.path.contains("{id}") || route.path.contains("{key}") || route.method == "PUT")
 }
 
 /// Whether the route's work is done once for a key: everything that users change, but for what is theirs alone and what
@@ -232,7 +237,7 @@ const REFUSALS: &[(u16, &str)] = &[
 fn refuses(route: &Route, status: u16) -> bool {
     match status {
         409 => route.is_write(),
-        412 => matches!(route.method, "PATCH" | "PUT"),
+        412 => takes_condition(route),
         413 | 415 => route.takes.is_some() || route.takes_file.is_some(),
         422 => route.is_write() || matches!(route.answers, Answers::List(_)) || !route.query.is_empty(),
         _ => true,

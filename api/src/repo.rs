@@ -157,6 +157,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("patients/insert", patients::INSERT),
     ("idempotency/insert", idempotency::INSERT),
     ("idempotency/get", idempotency::GET),
+    ("idempotency/is_known", idempotency::IS_KNOWN),
     ("idempotency/delete_old", idempotency::DELETE_OLD),
     ("hospitalizations/list_current", hospitalizations::LIST_CURRENT),
     ("hospitalizations/lock_patient", hospitalizations::LOCK_PATIENT),

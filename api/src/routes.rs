@@ -11,6 +11,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Extension, Router};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Version};
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -198,6 +200,17 @@ pub const TABLE: &[Route] = &[
         || post(invoice_payments::reverse)).of(PATIENTS).may("payments.write").creates::<InvoicePayment>(),
 ];
 
+/// Texts of ours that are worth it; a file goes out as it came in, and may be compressed already.
+fn is_compressible(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    (kind.starts_with(b"application/json") || kind.starts_with(b"text/csv"))
+        && length.is_none_or(|n| n > SMALL)
+}
+
+/// Bytes that fit into a packet anyway.
+const SMALL: u64 = 1024;
+
 /// A handler that panics is a fault of ours, and the client's connection is not.
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     tracing::error!("a handler panicked");
@@ -219,11 +232,10 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        .layer(from_fn(etag::private))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(etag::layer))
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
-        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_compressible))
         .with_state(app)
 }

@@ -57,6 +57,8 @@ pub struct App {
     pub throttle: Throttle,
     /// Places for letters that are being written without anybody waiting.
     pub letters: Places,
+    /// Places for files that come in or go out.
+    pub transfers: Places,
     /// Places for tables that go out as files.
     pub exports: Places,
     /// Everything that runs beside requests.
@@ -212,6 +214,7 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         hasher: Hasher::new(config.api.max_password_hashes.get()),
         throttle: Throttle::default(),
         letters: Places::new(4, 64),
+        transfers: Places::new(16, 128),
         exports: Places::new(2, 32),
         tasks: tasks.clone(),
         files: config.files.as_ref().map(Files::new).transpose().map_err(StartError::Config)?,

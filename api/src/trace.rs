@@ -3,6 +3,7 @@
 
 use axum::extract::Request;
 use gmah_shared::telemetry::traces;
+use gmah_shared::tenant::TenantSlug;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, Tracer as _};
 use opentelemetry_sdk::trace::Span;
@@ -26,15 +27,19 @@ impl Trace {
         Some(Self(span))
     }
 
+    /// The request is for that organisation.
+    pub(crate) fn is_of(&mut self, slug: &TenantSlug) {
+        if self.0.is_recording() {
+            self.0.set_attribute(KeyValue::new("gmah.tenant.slug", slug.to_string()));
+        }
+    }
+
     /// The request was answered.
-    pub(crate) fn end(mut self, status: u16, request_id: &str, slug: Option<&str>) {
+    pub(crate) fn end(mut self, status: u16, request_id: &str) {
         let span = &mut self.0;
         if span.is_recording() {
             span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
             span.set_attribute(KeyValue::new("gmah.request_id", request_id.to_owned()));
-            if let Some(slug) = slug {
-                span.set_attribute(KeyValue::new("gmah.tenant.slug", slug.to_owned()));
-            }
             if status >= 500 {
                 span.set_status(Status::error(""));
             }

@@ -12,6 +12,7 @@
 //! | [`migrate`] | plain SQL migrations, for the master and for tenants |
 //! | [`pg`] | connections to PostgreSQL |
 //! | [`secret`] | encryption of what the master must keep but never show |
+//! | [`redis`] | a connection that both roles can do without |
 //! | [`tasks`] | named background tasks and their end |
 //! | [`telemetry`] | log setup, metric names |
 //!
@@ -27,6 +28,7 @@ pub mod hostname;
 pub mod https;
 pub mod migrate;
 pub mod pg;
+pub mod redis;
 pub mod secret;
 pub mod tasks;
 pub mod telemetry;

@@ -139,6 +139,26 @@ async fn a15_what_is_refused_leaves_nothing() {
     };
     let early = d.dev.client.raw(&d.dev.host("paris"), head("Content-Length: 30000000").as_bytes()).await;
     assert_eq!(crate::harness::http::status(&early), Some(413), "{}", String::from_utf8_lossy(&early));
+    // One that says nothing of its length ends where the plan does.
+    d.dev.cli_json(&["tenant", "set", "paris", "limits.storage_bytes=1000"]).await;
+    let limit = || async { d.send("GET", "/api/v1/tenant").await.json()["limits"]["storage_bytes"].as_i64() };
+    crate::harness::eventually("the limit", std::time::Duration::from_secs(5), limit, |n| *n == Some(1000))
+        .await;
+    let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
+    let chunked = head("Transfer-Encoding: chunked") + &chunk(900) + &chunk(900) + "0\r\n\r\n";
+    let late = d.dev.client.raw(&d.dev.host("paris"), chunked.as_bytes()).await;
+    let late = String::from_utf8_lossy(&late).into_owned();
+    assert!(late.starts_with("HTTP/1.1 409") && late.contains("storage_bytes"), "{late}");
+    d.dev.cli_json(&["tenant", "set", "paris", "limits.storage_bytes=default"]).await;
+    crate::harness::eventually("no limit", std::time::Duration::from_secs(5), limit, |n| *n != Some(1000))
+        .await;
+    let chunked = head("Transfer-Encoding: chunked") + &chunk(900) + &chunk(900) + "0\r\n\r\n";
+    let made = d.dev.client.raw(&d.dev.host("paris"), chunked.as_bytes()).await;
+    assert_eq!(crate::harness::http::status(&made), Some(201));
+    let list = d.send("GET", "/api/v1/files").await.json();
+    assert_eq!(list["items"][0]["size"], 1800);
+    let path = format!("/api/v1/files/{}", text(&list["items"][0]["id"]));
+    assert_eq!(d.send("DELETE", &path).await.status, 204);
     // The client goes away in the middle.
     let mut stream = d.dev.client.connect(&d.dev.host("paris")).await;
     stream.write_all(head("Content-Length: 1000000").as_bytes()).await.expect("sent");
@@ -163,6 +183,37 @@ async fn a15_what_is_refused_leaves_nothing() {
     d.dev.execute("gmah_master", "update organization_chores set due_at = now()").await;
     let none = || d.rows("uploading");
     crate::harness::eventually("cleared", std::time::Duration::from_secs(40), none, |n| n == "0").await;
+}
+
+/// So many at once of one organisation, and no other waits for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_slow_uploads_is_one_organisations() {
+    let d = Desk::new().await;
+    let head = format!(
+        "POST /api/v1/files?name=slow HTTP/1.1\r\nHost: {}\r\nAuthorization: {}\r\nContent-Type: application/octet-stream\r\n\
+         Content-Length: 1000\r\n\r\nbegun",
+        d.dev.host("paris"),
+        d.bearer
+    );
+    let mut slow = Vec::new();
+    for _ in 0..16 {
+        let mut stream = d.dev.client.connect(&d.dev.host("paris")).await;
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        slow.push(stream);
+    }
+    let all = || d.rows("uploading");
+    crate::harness::eventually("they wait", std::time::Duration::from_secs(10), all, |n| n == "16").await;
+    assert_eq!(seen(&d.bring("name=more", &[], "bytes").await), (503, "unavailable".into()));
+    let lyon = format!("Bearer {}", d.dev.login("lyon").await);
+    let headers = [("Authorization", lyon.as_str()), ("Content-Type", "application/octet-stream")];
+    let other =
+        d.dev.client.send("POST", &d.dev.host("lyon"), "/api/v1/files?name=a", &headers, Some("b")).await;
+    assert_eq!(other.status, 201, "{other:?}");
+    // None of them holds a connection to the database, and their places are free when they have gone.
+    assert_eq!(d.send("GET", "/api/v1/members").await.status, 200);
+    drop(slow);
+    let again = || async { d.bring("name=again", &[], "bytes").await.status };
+    crate::harness::eventually("free again", std::time::Duration::from_secs(10), again, |s| *s == 201).await;
 }
 
 /// C-08 for bytes: the plan's number holds, also for uploads that do not say how long they are.
@@ -194,5 +245,13 @@ async fn the_plans_number_of_bytes() {
     assert_eq!(made.len(), 3);
     assert_eq!(d.send("DELETE", &format!("/api/v1/files/{}", made[0])).await.status, 204);
     assert_eq!(d.bring("name=again", &[], &"x".repeat(400)).await.status, 201);
+    assert_eq!(d.objects(), 3);
+    // Asked for again, what there is no more room for is what it was.
+    assert_eq!(d.send("DELETE", &format!("/api/v1/files/{}", made[1])).await.status, 204);
+    let key = [("Idempotency-Key", "fits-once")];
+    for replayed in [None, Some("true")] {
+        let kept = d.bring("name=once", &key, &"y".repeat(290)).await;
+        assert_eq!((kept.status, kept.header("idempotency-replayed")), (201, replayed), "{kept:?}");
+    }
     assert_eq!(d.objects(), 3);
 }

@@ -14,6 +14,7 @@ mod base_certificate;
 mod bounds;
 mod catalog;
 mod cli;
+mod credentials;
 mod dev;
 mod domains;
 mod drain;

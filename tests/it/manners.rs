@@ -69,7 +69,7 @@ async fn a13_sums_are_kept_for_a_while_and_are_right_without_a_cache() {
     let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
     let redis = Redis::start().await;
     let url = redis.url();
-    let api = roles::api(&dev, |_, c| c.cache.url = Some(url)).await;
+    let api = roles::api(&dev, |_, c| c.cache.address = Some(url.into())).await;
     let (router, client) = roles::router(&dev, &[api.address], |_, _| {}).await;
     let overview = async |slug: &str, token: &str| -> Value {
         let bearer = format!("Bearer {token}");

@@ -109,10 +109,18 @@ async fn families_and_searches() {
         assert_eq!(found.json()["items"].as_array().map(Vec::len), Some(expected), "{search}: {found:?}");
     }
     assert_eq!(seen(&s.send("DELETE", &path, None).await), is(409, "family_in_use"));
+    let tag = s.send("GET", &path, None).await.header("etag").expect("a tag").to_owned();
     let renamed = s.send("PATCH", &path, Some(json!({"name": "Byron"}))).await;
     assert_eq!(text(&renamed.json()["name"]), "Byron");
     let alone = Some(json!({"family_id": null}));
     assert_eq!(s.send("PATCH", &format!("/api/v1/members/{ada}"), alone).await.status, 200);
+    // What somebody has renamed is not removed by who has not seen it; and a condition that a route does not look at is not met.
+    let old = [("If-Match", tag.as_str())];
+    assert_eq!(seen(&s.with("DELETE", &path, &old, None).await), is(412, "precondition_failed"));
+    let body = Some(json!({"name": "Other"}));
+    assert_eq!(seen(&s.with("POST", "/api/v1/families", &old, body).await), is(412, "precondition_failed"));
+    let long = [("If-Match", &*"x".repeat(1025))];
+    assert_eq!(s.with("DELETE", &path, &long, None).await.status, 400);
     assert_eq!(s.send("DELETE", &path, None).await.status, 204);
     assert_eq!(s.send("GET", &path, None).await.status, 404);
     assert_eq!(s.send("GET", "/api/v1/members?search=", None).await.status, 422);

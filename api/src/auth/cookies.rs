@@ -39,32 +39,46 @@ pub fn csrf(key: &hmac::Key, tenant: TenantId, session: Uuid) -> String {
     URL_SAFE_NO_PAD.encode(context.sign())
 }
 
-/// Refuses a change that a page of somebody else's may have asked for.
-///
-/// # Errors
-/// [`ApiError::CsrfFailed`].
-pub fn check(
-    headers: &HeaderMap,
-    host: &str,
-    key: &hmac::Key,
-    tenant: TenantId,
-    session: Uuid,
-) -> Result<(), ApiError> {
-    own_origin(headers, host)?;
-    let expected = csrf(key, tenant, session);
-    let brought = headers.get(CSRF_HEADER).map(HeaderValue::as_bytes).unwrap_or_default();
-    if bool::from(expected.as_bytes().ct_eq(brought)) { Ok(()) } else { Err(ApiError::CsrfFailed) }
+/// What a browser's request brings along to show whose page asked.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    origin: Option<HeaderValue>,
+    token: Option<HeaderValue>,
 }
 
-/// Refuses what another site's page asked for, where the browser says so.
-///
-/// # Errors
-/// [`ApiError::CsrfFailed`].
-pub fn own_origin(headers: &HeaderMap, host: &str) -> Result<(), ApiError> {
-    let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
-    let authority = origin.to_str().ok().and_then(|o| o.strip_prefix("https://"));
-    let name = authority.map(|a| a.rsplit_once(':').map_or(a, |(name, _)| name));
-    if name == Some(host) { Ok(()) } else { Err(ApiError::CsrfFailed) }
+impl Proof {
+    /// Of a request's headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self { origin: headers.get(ORIGIN).cloned(), token: headers.get(CSRF_HEADER).cloned() }
+    }
+
+    /// Refuses a change that a page of somebody else's may have asked for.
+    ///
+    /// # Errors
+    /// [`ApiError::CsrfFailed`].
+    pub fn check(
+        &self,
+        host: &str,
+        key: &hmac::Key,
+        tenant: TenantId,
+        session: Uuid,
+    ) -> Result<(), ApiError> {
+        self.own_origin(host)?;
+        let expected = csrf(key, tenant, session);
+        let brought = self.token.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
+        if bool::from(expected.as_bytes().ct_eq(brought)) { Ok(()) } else { Err(ApiError::CsrfFailed) }
+    }
+
+    /// Refuses what another site's page asked for, where the browser says so.
+    ///
+    /// # Errors
+    /// [`ApiError::CsrfFailed`].
+    pub fn own_origin(&self, host: &str) -> Result<(), ApiError> {
+        let Some(origin) = &self.origin else { return Ok(()) };
+        let authority = origin.to_str().ok().and_then(|o| o.strip_prefix("https://"));
+        let name = authority.map(|a| a.rsplit_once(':').map_or(a, |(name, _)| name));
+        if name == Some(host) { Ok(()) } else { Err(ApiError::CsrfFailed) }
+    }
 }
 
 /// A browser's cookies.
@@ -143,7 +157,7 @@ mod tests {
         let (tenant, session) = (TenantId::generate(), Uuid::now_v7());
         let proof = csrf(&key, tenant, session);
         let ask = |pairs: &[(HeaderName, &str)]| {
-            check(&headers(pairs), "paris.gmah.com", &key, tenant, session).is_ok()
+            Proof::of(&headers(pairs)).check("paris.gmah.com", &key, tenant, session).is_ok()
         };
         assert!(ask(&[(CSRF_HEADER, &proof)]));
         assert!(ask(&[(CSRF_HEADER, &proof), (ORIGIN, "https://paris.gmah.com")]));

@@ -11,21 +11,22 @@
 use std::time::Duration;
 
 use gmah_shared::hostname::Hostname;
-use gmah_shared::pg::{quote_identifier, quote_literal, verifier_of_random};
 use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::journal::{self, Operation};
-use super::servers::{Access, TENANT_GROUP};
-use super::{Control, ControlError, During as _, data_keys, features, template};
+use super::{Control, ControlError, During as _, data_keys, features};
 use crate::auth::password;
 use crate::modules;
+
+mod ensure;
+
+use ensure::{ensure_administrator, ensure_database, ensure_identity, ensure_role, hold_on_server};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -337,123 +338,4 @@ fn input(new: &NewTenant) -> Value {
 fn actor() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER"));
     format!("cli:{}", user.unwrap_or_else(|_| "unknown".into()))
-}
-
-/// One runner on the server as well: what a killed one had begun there (`CREATE DATABASE`) goes on until the server
-/// notices, and holds this until then. Ends with the session.
-async fn hold_on_server(server: &Client, r: &Reserved) -> Result<(), ControlError> {
-    let what = "waiting for an earlier run on the server";
-    server.batch_execute("set lock_timeout = '30s'").await.during(what)?;
-    server
-        .execute("select pg_advisory_lock(hashtextextended($1, 0))", &[&format!("gmah {}", r.database)])
-        .await
-        .during(what)?;
-    Ok(())
-}
-
-/// The role, with its mark and the password that the master holds.
-async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), ControlError> {
-    let what = "creating the role";
-    let mark = format!("gmah organisation {}", r.id);
-    let found = server
-        .query_opt(
-            "select shobj_description(oid, 'pg_authid') as mark from pg_roles where rolname = $1",
-            &[&r.role],
-        )
-        .await
-        .during(what)?;
-    let role = quote_identifier(&r.role);
-    // The server gets a verifier and never the password: its log may show statements.
-    let verifier = quote_literal(&verifier_of_random(&r.role_password));
-    // For whoever enters with it: the api says its own, shorter ones when it connects.
-    let bounds = format!(
-        "alter role {role} set statement_timeout = '60s';
-         alter role {role} set idle_in_transaction_session_timeout = '60s';
-         alter role {role} set lock_timeout = '15s';
-         do $$ begin
-             -- Of a node that was killed nobody waits for the statement that it had begun (PostgreSQL 14).
-             if current_setting('server_version_num')::int >= 140000 then
-                 execute format('alter role %I set client_connection_check_interval = %L', {}, '1s');
-             end if;
-         end $$",
-        quote_literal(&r.role)
-    );
-    let rights = "login nosuperuser nocreatedb nocreaterole noreplication nobypassrls";
-    match found {
-        Some(row) if row.get::<_, Option<String>>("mark").as_deref() != Some(&mark) => {
-            Err(ControlError::Foreign(format!("a role {} exists and is not this organisation's", r.role)))
-        }
-        Some(_) => server
-            .batch_execute(&format!("alter role {role} with {rights} password {verifier}; {bounds}"))
-            .await
-            .during(what),
-        None => server
-            .batch_execute(&format!(
-                "begin; create role {role} with {rights} password {verifier} in role {TENANT_GROUP};
-                 comment on role {role} is {}; {bounds}; commit",
-                quote_literal(&mark)
-            ))
-            .await
-            .during(what),
-    }
-}
-
-/// The database, owned by the role that carries the mark.
-async fn ensure_database(
-    access: &Access,
-    server: &Client,
-    r: &Reserved,
-    sets: &[&gmah_shared::migrate::MigrationSet],
-) -> Result<(), ControlError> {
-    let found = server
-        .query_opt(
-            "select pg_get_userbyid(datdba) = $2 as ours from pg_database where datname = $1",
-            &[&r.database, &r.role],
-        )
-        .await
-        .during("looking for the database")?;
-    match found {
-        Some(row) if !row.get::<_, bool>("ours") => {
-            return Err(ControlError::Foreign(format!(
-                "a database {} exists and is not this organisation's",
-                r.database
-            )));
-        }
-        Some(_) => {}
-        None => {
-            let template = template::ensure(access, server, sets).await?;
-            template::copy(server, &template, &r.database, &r.role).await?;
-        }
-    }
-    template::open(server, &r.database).await
-}
-
-/// The identity row of rule 5.
-async fn ensure_identity(db: &Client, r: &Reserved) -> Result<(), ControlError> {
-    let what = "writing the identity row";
-    db.execute(
-        "insert into gmah_identity (organization_id, placement) values ($1, $2) on conflict do nothing",
-        &[&r.id.as_uuid(), &r.placement],
-    )
-    .await
-    .during(what)?;
-    let row = db.query_one("select organization_id, placement from gmah_identity", &[]).await.during(what)?;
-    if row.get::<_, Uuid>(0) == r.id.as_uuid() && row.get::<_, i32>(1) == r.placement {
-        Ok(())
-    } else {
-        Err(ControlError::Foreign(format!("database {} has another organisation's identity", r.database)))
-    }
-}
-
-/// The first user. Until the organisation is active nobody can have logged in, so a later run may set the password
-/// anew: the one that a killed run made was never shown.
-async fn ensure_administrator(db: &Client, email: &str, hash: &str) -> Result<(), ControlError> {
-    db.execute(
-        "insert into users (id, email, name, role, password_hash) values ($1, $2, $3, 'administrator', $4)
-         on conflict (email) do update set password_hash = excluded.password_hash",
-        &[&Uuid::now_v7(), &email, &"Administrator", &hash],
-    )
-    .await
-    .during("creating the administrator")?;
-    Ok(())
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::totp::check_code;
 use super::{Body, List};
 use crate::auth::client::Client;
-use crate::auth::cookies::{self, Issued};
+use crate::auth::cookies::{self, Issued, Proof};
 use crate::auth::throttle::Attempt;
 use crate::auth::{Bearer, Session, bearer_hash, password};
 use crate::context::TenantContext;
@@ -159,7 +159,7 @@ pub async fn refresh(
     let old = match &told {
         Some(token) => token.expose_secret(),
         None => {
-            cookies::own_origin(&headers, ctx.host().as_str())?;
+            Proof::of(&headers).own_origin(ctx.host().as_str())?;
             cookies::refresh(&headers).ok_or(ApiError::Unauthenticated)?
         }
     };

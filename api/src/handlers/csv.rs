@@ -79,13 +79,6 @@ impl<S: Send + Sync> FromRequest<S> for CsvBody {
     }
 }
 
-/// Lines of a file, each with its number and a cell for each of `columns`.
-pub struct Rows {
-    columns: &'static [&'static str],
-    /// The lines.
-    pub rows: Vec<Row>,
-}
-
 /// A line of a file.
 pub struct Row {
     /// Number, from 1.
@@ -110,73 +103,67 @@ impl Row {
     }
 }
 
-impl Rows {
-    /// Reads a file whose first line names `columns`, all of them or those that are not `required`.
-    ///
-    /// # Errors
-    /// 400 for what is no such file, 422 for names that are not these, and for more than ten thousand lines.
-    pub fn read(raw: &[u8], columns: &'static [&'static str], required: &[&str]) -> Result<Self, ApiError> {
-        let raw = raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw);
-        let mut reader = csv::ReaderBuilder::new().has_headers(true).from_reader(raw);
-        let bad = |e: csv::Error| ApiError::Malformed(format!("the file cannot be read: {}", reason(&e)));
-        let names: Vec<String> = reader.headers().map_err(bad)?.iter().map(|n| n.trim().to_owned()).collect();
-        if let Some(unknown) = names.iter().find(|n| !columns.contains(&n.as_str())) {
-            let unknown: String = unknown.chars().filter(|c| !c.is_control()).take(50).collect();
-            return Err(ApiError::invalid(
-                "columns",
-                &format!("{unknown:?} is none of {}", columns.join(", ")),
-            ));
-        }
-        if let Some(name) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
-            return Err(ApiError::invalid("columns", &format!("{} is there twice", name.1)));
-        }
-        if let Some(missing) = required.iter().find(|r| !names.iter().any(|n| n == *r)) {
-            return Err(ApiError::invalid("columns", &format!("{missing} is missing")));
-        }
-        let at: Vec<Option<usize>> = columns.iter().map(|c| names.iter().position(|n| n == c)).collect();
-        let mut rows = Vec::new();
-        // Counted here: the reader's own number is one too small where lines end with both characters.
-        let (mut counted, mut line) = (0, 1);
-        for record in reader.records() {
-            let record = record.map_err(bad)?;
-            if rows.len() == MOST_ROWS {
-                return Err(ApiError::invalid("rows", "must be at most 10000"));
-            }
-            let cell = |at: &Option<usize>| at.and_then(|n| record.get(n)).map(unguarded).unwrap_or_default();
-            let begins = record.position().map_or(0, |p| usize::try_from(p.byte()).unwrap_or(usize::MAX));
-            let blank = raw.iter().skip(begins).take_while(|b| matches!(b, b'\r' | b'\n')).count();
-            let begins = begins.saturating_add(blank).min(raw.len());
-            line += raw[counted..begins].iter().filter(|b| **b == b'\n').count() as u64;
-            counted = begins;
-            rows.push(Row { line, cells: at.iter().map(cell).collect(), columns });
-        }
-        Ok(Self { columns, rows })
+/// The lines of a file whose first line names `columns`, all of them or those that are not `required`.
+///
+/// # Errors
+/// 400 for what is no such file, 422 for names that are not these, and for more than ten thousand lines.
+pub fn read(raw: &[u8], columns: &'static [&'static str], required: &[&str]) -> Result<Vec<Row>, ApiError> {
+    let raw = raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(raw);
+    let bad = |why: String| ApiError::Malformed(format!("the file cannot be read: {why}"));
+    if let Err(e) = std::str::from_utf8(raw) {
+        return Err(bad(format!("line {} is not UTF-8", 1 + newlines(&raw[..e.valid_up_to()]))));
     }
-
-    /// What `parse` makes of every line, and what is wrong with some.
-    pub fn parse<T>(&self, parse: impl Fn(&Row) -> Result<T, ApiError>) -> (Vec<T>, Vec<LineError>) {
-        let (mut good, mut errors) = (Vec::new(), Vec::new());
-        for row in &self.rows {
-            match row.checked(&parse) {
-                Ok(value) => good.push(value),
-                Err(_) if errors.len() >= MOST_ERRORS => break,
-                Err(error) => errors.push(error),
-            }
-        }
-        debug_assert!(!self.columns.is_empty());
-        (good, errors)
+    // Lengths are compared here: the reader's own numbers of lines are one too small where these end with both characters.
+    let mut reader = csv::ReaderBuilder::new().has_headers(true).flexible(true).from_reader(raw);
+    let none = |_| bad("it is no CSV".into());
+    let names: Vec<String> = reader.headers().map_err(none)?.iter().map(|n| n.trim().to_owned()).collect();
+    if let Some(unknown) = names.iter().find(|n| !columns.contains(&n.as_str())) {
+        let unknown: String = unknown.chars().filter(|c| !c.is_control()).take(50).collect();
+        return Err(ApiError::invalid("columns", &format!("{unknown:?} is none of {}", columns.join(", "))));
     }
+    if let Some(name) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
+        return Err(ApiError::invalid("columns", &format!("{} is there twice", name.1)));
+    }
+    if let Some(missing) = required.iter().find(|r| !names.iter().any(|n| n == *r)) {
+        return Err(ApiError::invalid("columns", &format!("{missing} is missing")));
+    }
+    let at: Vec<Option<usize>> = columns.iter().map(|c| names.iter().position(|n| n == c)).collect();
+    let (mut rows, mut counted, mut line) = (Vec::new(), 0, 1);
+    for record in reader.records() {
+        let record = record.map_err(none)?;
+        if rows.len() == MOST_ROWS {
+            return Err(ApiError::invalid("rows", "must be at most 10000"));
+        }
+        let begins = record.position().map_or(0, |p| usize::try_from(p.byte()).unwrap_or(usize::MAX));
+        let blank = raw.iter().skip(begins).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        let begins = begins.saturating_add(blank).min(raw.len());
+        line += newlines(&raw[counted..begins]);
+        counted = begins;
+        if record.len() != names.len() {
+            let (len, wanted) = (record.len(), names.len());
+            return Err(bad(format!("line {line} has {len} cells in place of {wanted}")));
+        }
+        let cell = |at: &Option<usize>| at.and_then(|n| record.get(n)).map(unguarded).unwrap_or_default();
+        rows.push(Row { line, cells: at.iter().map(cell).collect(), columns });
+    }
+    Ok(rows)
 }
 
-/// Where it is, without what is in it.
-fn reason(e: &csv::Error) -> String {
-    match e.kind() {
-        csv::ErrorKind::UnequalLengths { pos: Some(pos), expected_len, len } => {
-            format!("line {} has {len} cells in place of {expected_len}", pos.line())
+fn newlines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|b| **b == b'\n').count() as u64
+}
+
+/// What `parse` makes of every line, and what is wrong with some.
+pub fn parse<T>(rows: &[Row], parse: impl Fn(&Row) -> Result<T, ApiError>) -> (Vec<T>, Vec<LineError>) {
+    let (mut good, mut errors) = (Vec::new(), Vec::new());
+    for row in rows {
+        match row.checked(&parse) {
+            Ok(value) => good.push(value),
+            Err(_) if errors.len() >= MOST_ERRORS => break,
+            Err(error) => errors.push(error),
         }
-        csv::ErrorKind::Utf8 { pos: Some(pos), .. } => format!("line {} is not UTF-8", pos.line()),
-        _ => "it is no CSV".into(),
     }
+    (good, errors)
 }
 
 /// What a table is made of, piece by piece.
@@ -284,8 +271,8 @@ mod tests {
     type Read = Vec<(u64, Option<String>, Option<String>)>;
 
     fn read(text: &[u8]) -> Result<Read, ApiError> {
-        let rows = Rows::read(text, COLUMNS, &["name"])?;
-        Ok(rows.rows.iter().map(|r| (r.line, r.cell("name"), r.cell("phone"))).collect())
+        let rows = super::read(text, COLUMNS, &["name"])?;
+        Ok(rows.iter().map(|r| (r.line, r.cell("name"), r.cell("phone"))).collect())
     }
 
     fn some(text: &str) -> Option<String> {
@@ -322,12 +309,19 @@ mod tests {
                 "{refused:?}"
             );
         }
-        for (text, expected) in
-            [(&b"name,phone\nAda\n"[..], "line 2 has 1"), (b"name\n\xff\n", "line 2 is not UTF-8")]
-        {
+        for (text, expected) in [
+            (&b"name,phone\nAda\n"[..], "line 2 has 1"),
+            (b"name,phone\r\nAda,1\r\n\r\nEva\r\n", "line 4 has 1"),
+            (b"name\n\xff\n", "line 2 is not UTF-8"),
+        ] {
             let refused = read(text).expect_err(expected);
             assert!(matches!(&refused, ApiError::Malformed(m) if m.contains(expected)), "{refused:?}");
         }
+        // No more than so many faults are told of at once.
+        let bad = "name\n".to_owned() + &"x\n".repeat(MOST_ERRORS + 50);
+        let rows = super::read(bad.as_bytes(), COLUMNS, &["name"]).expect("read");
+        let (good, errors) = parse(&rows, |_| Err::<(), _>(ApiError::invalid("name", "must not be x")));
+        assert_eq!((good.len(), errors.len(), errors[0].line), (0, MOST_ERRORS, 2));
         let many = "name\n".to_owned() + &"x\n".repeat(MOST_ROWS + 1);
         assert!(read(many.as_bytes()).is_err());
     }

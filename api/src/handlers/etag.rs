@@ -1,7 +1,6 @@
 //! Entity tags (RFC 9110, section 8.8.3): a digest of what is shown, so that who changes something can say which state of
 //! it they saw.
 
-use axum::Json;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -11,7 +10,6 @@ use gmah_shared::tenant::TenantId;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
@@ -21,17 +19,30 @@ pub struct Entity<T>(pub T);
 
 impl<T: Serialize> IntoResponse for Entity<T> {
     fn into_response(self) -> Response {
-        let Ok(value) = serde_json::to_value(&self.0) else { return ApiError::Internal.into_response() };
-        let tag = of(&value);
-        let mut response = Json(value).into_response();
-        response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
-        response
+        // Through a value, whose keys have one order: a change that is answered shows the same tag.
+        match serde_json::to_value(&self.0).and_then(|value| serde_json::to_vec(&value)) {
+            Ok(bytes) => tagged(StatusCode::OK, bytes),
+            Err(_) => ApiError::Internal.into_response(),
+        }
     }
 }
 
-/// The tag of a JSON value.
-pub(super) fn of(value: &Value) -> Option<HeaderValue> {
-    let digest = ring::digest::digest(&ring::digest::SHA256, value.to_string().as_bytes());
+/// JSON with its tag.
+pub(super) fn tagged(status: StatusCode, json: Vec<u8>) -> Response {
+    let tag = of(&json);
+    let mut response = as_json(status, json);
+    response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
+    response
+}
+
+/// JSON.
+pub(super) fn as_json(status: StatusCode, json: Vec<u8>) -> Response {
+    (status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+}
+
+/// The tag of JSON whose keys are in order.
+pub(super) fn of(json: &[u8]) -> Option<HeaderValue> {
+    let digest = ring::digest::digest(&ring::digest::SHA256, json);
     HeaderValue::try_from(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..16]))).ok()
 }
 
@@ -58,17 +69,8 @@ pub(super) fn is_among(list: &str, tag: &HeaderValue) -> bool {
     list.split(',').map(str::trim).any(|one| one == "*" || one.as_bytes() == tag.as_bytes())
 }
 
-/// What is one user's is kept by nobody else, and by nobody at all unless they ask whether it is still so.
-pub async fn private(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    let how = if response.headers().contains_key(ETAG) { "private, no-cache" } else { "private, no-store" };
-    let headers = response.headers_mut();
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static(how));
-    headers.append(VARY, HeaderValue::from_static("authorization, cookie"));
-    response
-}
-
-/// Binds tags to the organisation, and answers 304 to who has what would be shown.
+/// Binds tags to the organisation, answers 304 to who has what would be shown, and says who may keep it: what is one
+/// user's nobody else, and nobody at all who does not ask whether it is still so.
 pub async fn layer(request: Request, next: Next) -> Response {
     let known = match request.method() {
         &Method::GET | &Method::HEAD => {
@@ -95,5 +97,9 @@ pub async fn layer(request: Request, next: Next) -> Response {
         response.headers_mut().remove(CONTENT_LENGTH);
         response.headers_mut().remove(CONTENT_TYPE);
     }
+    let headers = response.headers_mut();
+    let how = if headers.contains_key(ETAG) { "private, no-cache" } else { "private, no-store" };
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static(how));
+    headers.append(VARY, HeaderValue::from_static("authorization, cookie"));
     response
 }

@@ -87,6 +87,7 @@ pub async fn delete(
     let id = super::id(id)?;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let before = families::get_locked(tx, id).await?.ok_or(ApiError::NotFound)?;
+        tx.matches(&before)?;
         if families::is_used(tx, id).await? {
             return Err(ApiError::Conflict(Conflict::FamilyInUse));
         }

@@ -25,6 +25,7 @@ use crate::error::ApiError;
 use crate::files::{Files, Stored};
 use crate::repo::audit::{self, By};
 use crate::repo::files::{self, File, Reservation};
+use crate::repo::idempotency;
 use crate::routes::Parameter;
 
 /// For the next piece of an upload.
@@ -113,15 +114,18 @@ pub async fn create(
     if declared.is_some_and(|n| n > store.max_bytes()) {
         return Err(ApiError::TooLarge);
     }
-    let size = i64::try_from(declared.unwrap_or(0)).map_err(|_| ApiError::TooLarge)?;
+    // While bytes come in: one organisation's slow clients are not all that a node does.
+    let _place = ctx.app().transfers.enter(tenant).ok_or(ApiError::Unavailable)?;
     let id = Uuid::now_v7();
-    let reservation = Reservation { id, name, attached_to, created_by: session.user.id, size };
-    let room = reserve(&mut session, &reservation).await?;
-    let coming = store.put(tenant, id, room, pieces(request.into_body()));
+    let new = Reservation { id, name, attached_to, created_by: session.user.id, size: 0 };
+    let room = reserve(&mut session, &asked, new, declared, store.max_bytes()).await?;
+    let coming = store.put(tenant, id, room.bytes, pieces(request.into_body()));
     let received = session.without_connection(coming).await;
     let kept = match received {
         Ok(Ok(stored)) if ctx.is_current().await => keep(&mut session, &asked, id, stored).await,
         Ok(Ok(_)) => Err(ApiError::Unavailable),
+        // It said nothing of its length, and the plan had no room for more.
+        Ok(Err(ApiError::TooLarge)) => Err(room.full.unwrap_or(ApiError::TooLarge)),
         Ok(Err(refused)) => Err(refused),
         Err(e) => Err(e),
     };
@@ -139,24 +143,47 @@ pub async fn create(
     }
 }
 
-/// Reserves what the plan has room for; answers how many bytes may come.
-async fn reserve(session: &mut Session, r: &Reservation) -> Result<u64, ApiError> {
-    let detail = session.ctx.clone();
-    let detail = detail.detail();
+/// How many bytes may come.
+struct Room {
+    bytes: u64,
+    /// What more would be, where it is the plan that has no room for them.
+    full: Option<ApiError>,
+}
+
+/// Reserves what the plan has room for: what the upload says that it is, or as much as any may be. One that is asked for
+/// again needs none: nothing more will be stored.
+async fn reserve(
+    session: &mut Session,
+    asked: &Asked,
+    mut new: Reservation,
+    declared: Option<u64>,
+    most: u64,
+) -> Result<Room, ApiError> {
+    let (ctx, user) = (session.ctx.clone(), session.user.id);
+    let detail = ctx.detail();
     let mut tx = session.db.transaction().await?;
     let current = files::used_locked(&mut tx).await?;
-    let allowed = detail.max_storage_bytes;
-    if let Some(allowed) = allowed
-        && current + r.size.max(1) > allowed
-    {
-        tx.rollback().await?;
+    let is_again = match asked.key() {
+        Some(key) => idempotency::is_known(&mut tx, user, key).await?,
+        None => false,
+    };
+    let mut room = Room { bytes: declared.unwrap_or(most), full: None };
+    if let Some(allowed) = detail.max_storage_bytes.filter(|_| !is_again) {
         let plan = detail.plan.clone();
-        return Err(ApiError::PlanLimit { limit: "storage_bytes", allowed, current, plan });
+        let full = ApiError::PlanLimit { limit: "storage_bytes", allowed, current, plan };
+        let rest = u64::try_from(allowed - current).unwrap_or(0);
+        if declared.unwrap_or(1).max(1) > rest {
+            tx.rollback().await?;
+            return Err(full);
+        }
+        if room.bytes > rest {
+            room = Room { bytes: rest, full: Some(full) };
+        }
+        new.size = i64::try_from(room.bytes).map_err(|_| ApiError::TooLarge)?;
     }
-    files::reserve(&mut tx, r).await?;
+    files::reserve(&mut tx, &new).await?;
     tx.commit().await?;
-    let left = allowed.map_or(i64::MAX, |allowed| allowed - current);
-    Ok(u64::try_from(if r.size > 0 { r.size } else { left }).unwrap_or(0))
+    Ok(room)
 }
 
 /// Makes a file that came in one of the organisation's; false when an earlier request with the same key did.
@@ -218,9 +245,14 @@ pub async fn content(
     audit::insert(&mut session.db, &by, "files.read", Some(&id.to_string()), &none, &none).await?;
     audit::log(&session.ctx, &by, "files.read", Some(&id.to_string()));
     session.db.give_back();
-    let store = session.ctx.app().files.clone().ok_or(ApiError::Unavailable)?;
-    let bytes = store.get(session.ctx.detail().tenant.id, id).await?;
-    let pieces = bytes.into_stream().map(|piece| piece.map_err(std::io::Error::other));
+    let (app, tenant) = (session.ctx.app(), session.ctx.detail().tenant.id);
+    let store = app.files.clone().ok_or(ApiError::Unavailable)?;
+    let place = app.transfers.enter(tenant).ok_or(ApiError::Unavailable)?;
+    let bytes = store.get(tenant, id).await?;
+    let pieces = bytes.into_stream().map(move |piece| {
+        let _held = &place;
+        piece.map_err(std::io::Error::other)
+    });
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();
     let mut set = |name, value: String| headers.extend(HeaderValue::try_from(value).ok().map(|v| (name, v)));
@@ -243,6 +275,7 @@ pub async fn delete(
     let id = super::id(id)?;
     let done = once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let gone = files::delete(tx, id).await?.ok_or(ApiError::NotFound)?;
+        tx.matches(&gone)?;
         tx.record("files.delete", id, &gone, &()).await?;
         Ok(Answer::nothing())
     })

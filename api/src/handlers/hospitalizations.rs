@@ -189,7 +189,11 @@ pub async fn discharge(
     let at = past("discharged_at", body.value.discharged_at)?;
     let ctx = session.ctx.clone();
     once(&mut session, &asked, &body.raw, async move |tx| {
+        // Who is admitted meanwhile must not see half of it.
+        let stay = hospitalizations::get(tx, &ctx, id).await?.ok_or(ApiError::NotFound)?;
+        hospitalizations::lock_patient(tx, stay.patient_id).await?;
         let before = hospitalizations::get_locked(tx, &ctx, id).await?.ok_or(ApiError::NotFound)?;
+        tx.matches(&before)?;
         goes_on(&before)?;
         if at < before.admitted_at {
             return Err(ApiError::invalid("discharged_at", "must not be before the admission"));

@@ -138,6 +138,7 @@ pub async fn cancel(
     let id = super::id(id)?;
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let before = invoices::get_locked(tx, id).await?.ok_or(ApiError::NotFound)?;
+        tx.matches(&before)?;
         if before.status != InvoiceStatus::Open || before.paid > 0 {
             return Err(ApiError::Conflict(Conflict::InvoiceStatus));
         }

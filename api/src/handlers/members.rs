@@ -10,7 +10,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::csv::{CsvBody, Exported, Import, ImportReport, Row, Rows, export};
+use super::csv::{self, CsvBody, Exported, Import, ImportReport, Row, export};
 use super::etag::Entity;
 use super::page::query;
 use super::{Answer, Asked, Body, List, Page, Work, field, once};
@@ -169,9 +169,9 @@ pub async fn import(
 ) -> Result<Response, ApiError> {
     let mut session = credentials.session().await?;
     let Import { dry_run } = query(params)?;
-    let rows = Rows::read(&raw, COLUMNS, &["first_name", "last_name"])?;
-    let (new, errors) = rows.parse(parse);
-    let report = ImportReport { rows: rows.rows.len(), created: 0, dry_run, errors };
+    let rows = csv::read(&raw, COLUMNS, &["first_name", "last_name"])?;
+    let (new, errors) = csv::parse(&rows, parse);
+    let report = ImportReport { rows: rows.len(), created: 0, dry_run, errors };
     if dry_run {
         return Ok(Json(report).into_response());
     }

@@ -115,19 +115,24 @@ pub async fn forgotten(
     }
     let place = app.letters.enter(ctx.detail().tenant.id).ok_or(ApiError::Unavailable)?;
     app.tasks.spawn("forgotten-password", async move {
-        for pause in [1, 3, 9, 0] {
+        // Nobody waits for it, and nobody will ask again who was told that it will be done.
+        for pause in PAUSES {
+            tokio::time::sleep(pause).await;
             match write_reset(&ctx, &client, &email).await {
                 Ok(()) => break,
                 Err(e) => {
                     tracing::warn!(tenant = %ctx.detail().tenant.slug, code = e.parts().1, "no letter was written");
                 }
             }
-            tokio::time::sleep(Duration::from_secs(pause)).await;
         }
         drop(place);
     });
     Ok(StatusCode::ACCEPTED)
 }
+
+/// Before each try at writing a letter.
+const PAUSES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 
 async fn write_reset(ctx: &TenantContext, client: &Client, email: &str) -> Result<(), ApiError> {
     let mut db = TenantDb::open(ctx).await?;

@@ -114,6 +114,7 @@ pub async fn delete(
     once(&mut session, &asked, &Bytes::new(), async move |tx| {
         let own = tx.rights_now().await?;
         let before = changeable(roles::get_locked(tx, &key).await?, &own)?;
+        tx.matches(&before)?;
         if roles::is_used(tx, &key).await? {
             return Err(ApiError::Conflict(Conflict::RoleInUse));
         }

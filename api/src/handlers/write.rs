@@ -1,10 +1,8 @@
 //! Writes: one transaction each, and with an `Idempotency-Key` each of them once.
 
-use axum::Json;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use gmah_shared::tenant::TenantId;
-use http::header::ETAG;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use ring::hmac;
 use serde::Serialize;
@@ -31,6 +29,13 @@ pub struct Asked {
     path: String,
     key: Option<String>,
     if_match: Option<String>,
+}
+
+impl Asked {
+    /// The `Idempotency-Key`, if there is one.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
 }
 
 impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Asked {
@@ -69,18 +74,19 @@ impl Answer {
         Self(StatusCode::ACCEPTED, serde_json::Value::Null)
     }
 
-    fn response(self) -> Response {
-        match self.0 {
-            StatusCode::NO_CONTENT | StatusCode::ACCEPTED => self.0.into_response(),
-            // What is made may be a secret that is shown once: without a tag nobody may store it.
-            StatusCode::CREATED => (StatusCode::CREATED, Json(self.1)).into_response(),
-            status => {
-                let tag = etag::of(&self.1);
-                let mut response = (status, Json(self.1)).into_response();
-                response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
-                response
-            }
-        }
+    /// The body, as it is sent and kept.
+    fn json(&self) -> Result<Vec<u8>, ApiError> {
+        serde_json::to_vec(&self.1).map_err(|_| ApiError::Internal)
+    }
+}
+
+/// An answer, of a body that [`Answer::json`] wrote.
+fn response(status: StatusCode, json: Vec<u8>) -> Response {
+    match status {
+        StatusCode::NO_CONTENT | StatusCode::ACCEPTED => status.into_response(),
+        // What is made may be a secret that is shown once: without a tag nobody may store it.
+        StatusCode::CREATED => etag::as_json(status, json),
+        status => etag::tagged(status, json),
     }
 }
 
@@ -119,9 +125,10 @@ impl Work<'_, '_> {
     ///
     /// # Errors
     /// [`ApiError::PreconditionFailed`].
-    pub fn matches(&self, before: &impl Serialize) -> Result<(), ApiError> {
-        let Some(wanted) = self.if_match else { return Ok(()) };
-        let before = serde_json::to_value(before).map_err(|_| ApiError::Internal)?;
+    pub fn matches(&mut self, before: &impl Serialize) -> Result<(), ApiError> {
+        let Some(wanted) = self.if_match.take() else { return Ok(()) };
+        let before = serde_json::to_value(before).and_then(|value| serde_json::to_vec(&value));
+        let before = before.map_err(|_| ApiError::Internal)?;
         let tag = etag::of(&before).and_then(|tag| etag::bound(self.tenant, &tag));
         let is_same = tag.is_some_and(|tag| etag::is_among(wanted, &tag));
         if is_same { Ok(()) } else { Err(ApiError::PreconditionFailed) }
@@ -186,15 +193,12 @@ pub async fn once(
             Begun::First(at) => place = Some(at),
             Begun::Answered { status, body } => {
                 tx.rollback().await?;
-                let body = match body {
-                    Kept::Plain(body) => body,
-                    Kept::Sealed(place, sealed) => {
-                        let body = ctx.open_sealed(place, &sealed)?;
-                        serde_json::from_slice(&body).map_err(|_| ApiError::Internal)?
-                    }
-                };
                 let status = StatusCode::from_u16(status).map_err(|_| ApiError::Internal)?;
-                let mut response = Answer(status, body).response();
+                let json = match body {
+                    Kept::Plain(body) => Answer(status, body).json()?,
+                    Kept::Sealed(place, sealed) => ctx.open_sealed(place, &sealed)?.to_vec(),
+                };
+                let mut response = response(status, json);
                 response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
                 return Ok(response);
             }
@@ -214,7 +218,10 @@ pub async fn once(
         if_match: asked.if_match.as_deref(),
     };
     let done = work(&mut doing).await;
+    // A condition that nobody looked at is not met: a thing that was found is all that `*` asks for.
+    let is_unmet = doing.if_match.is_some_and(|wanted| wanted.trim() != "*");
     let recorded = doing.recorded;
+    let done = if is_unmet && done.is_ok() { Err(ApiError::PreconditionFailed) } else { done };
     let answer = match done {
         Ok(answer) if !recorded.is_empty() => answer,
         outcome => {
@@ -226,17 +233,17 @@ pub async fn once(
             return Err(refused);
         }
     };
+    let json = answer.json()?;
     if let Some(place) = place {
         // Sealed: an answer may hold what is sealed elsewhere, or a secret that is shown once.
-        let body = serde_json::to_vec(&answer.1).map_err(|_| ApiError::Internal)?;
-        let sealed = ctx.seal(place, &body)?;
+        let sealed = ctx.seal(place, &json)?;
         idempotency::finish(&mut tx, place.row, answer.0.as_u16(), &sealed).await?;
     }
     tx.commit().await?;
     for (action, id) in &recorded {
         audit::log(&ctx, &by, action, Some(id));
     }
-    Ok(answer.response())
+    Ok(response(answer.0, json))
 }
 
 /// 1 to 255 visible ASCII characters, at most once.

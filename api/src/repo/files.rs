@@ -118,7 +118,7 @@ pub async fn forget(db: &mut impl Query, id: Uuid) -> Result<(), DbError> {
     db.execute(FORGET, &[&id]).await.map(drop)
 }
 
-/// Files of which bytes may have been left: deleted ones, and those that did not come in within an hour.
+/// Files of which bytes may have been left: deleted ones, and those that did not come in within twenty minutes.
 ///
 /// # Errors
 /// [`DbError`].

@@ -120,11 +120,19 @@ pub async fn insert(
     ctx: &TenantContext,
     new: &Admission,
 ) -> Result<Option<Hospitalization>, ApiError> {
-    tx.query(LOCK_PATIENT, &[&new.patient_id]).await?;
+    lock_patient(tx, new.patient_id).await?;
     let id = Uuid::now_v7();
     let reason = new.reason.as_ref().map(|r| ctx.seal(place(id), r.as_bytes())).transpose()?;
     let rows = tx.query(INSERT, &[&id, &new.patient_id, &new.ward, &reason, &new.admitted_at]).await?;
     rows.first().map(|row| stay(row, ctx)).transpose()
+}
+
+/// One who admits or discharges a patient at a time.
+///
+/// # Errors
+/// The database's.
+pub async fn lock_patient(tx: &mut impl Query, patient: Uuid) -> Result<(), ApiError> {
+    Ok(tx.query(LOCK_PATIENT, &[&patient]).await.map(drop)?)
 }
 
 /// Moves a patient to another ward.
@@ -165,7 +173,6 @@ fn stay(row: &Row, ctx: &TenantContext) -> Result<Hospitalization, ApiError> {
 
 pub(super) const LIST: &str = include_str!("sql/hospitalizations/list.sql");
 pub(super) const LIST_CURRENT: &str = include_str!("sql/hospitalizations/list_current.sql");
-/// One who admits a patient at a time.
 pub(super) const LOCK_PATIENT: &str = "select 1 from patients where id = $1 for no key update";
 pub(super) const GET: &str = include_str!("sql/hospitalizations/get.sql");
 pub(super) const GET_LOCKED: &str = include_str!("sql/hospitalizations/get_locked.sql");

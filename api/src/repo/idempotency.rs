@@ -60,6 +60,14 @@ pub async fn begin(
     Ok(Begun::Answered { status, body })
 }
 
+/// Whether a key was used, for whatever.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn is_known(db: &mut impl Query, user: Uuid, key: &str) -> Result<bool, DbError> {
+    Ok(!db.query(IS_KNOWN, &[&user, &key]).await?.is_empty())
+}
+
 /// Stores the answer of a claimed key.
 ///
 /// # Errors
@@ -81,6 +89,7 @@ fn place(row: Uuid) -> Place {
     Place { table: "idempotency_keys", column: "answer", row }
 }
 
+pub(super) const IS_KNOWN: &str = "select 1 from idempotency_keys where user_id = $1 and key = $2";
 pub(super) const DELETE_OLD: &str = include_str!("sql/idempotency/delete_old.sql");
 pub(super) const INSERT: &str = include_str!("sql/idempotency/insert.sql");
 pub(super) const GET: &str = include_str!("sql/idempotency/get.sql");

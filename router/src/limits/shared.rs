@@ -5,29 +5,25 @@
 //! each router counts by itself: nobody is refused for it, and the sum may be as many times the limit as there are
 //! routers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gmah_shared::redis::{Away, Link};
 use gmah_shared::tenant::TenantId;
 use governor::Quota;
 use prometheus::{IntCounter, IntGauge};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, RedisResult, Script};
-use secrecy::{ExposeSecret as _, SecretString};
+use redis::aio::ConnectionManager;
+use redis::{RedisResult, Script};
+use secrecy::SecretString;
 
 use super::Tenant;
 
 /// A connection to what the routers share.
 pub struct Shared {
-    connection: tokio::sync::OnceCell<ConnectionManager>,
-    client: Client,
+    link: Link,
     script: Script,
     /// Of this router, for what it publishes.
     router: String,
-    start: Instant,
-    /// Until when it is left alone after a failure, in milliseconds after `start`.
-    resting_until: AtomicU64,
     connected: IntGauge,
     failures: IntCounter,
 }
@@ -60,57 +56,34 @@ impl Shared {
     /// # Errors
     /// When the address is none.
     pub fn new(url: &SecretString, connected: IntGauge, failures: IntCounter) -> Result<Self, String> {
-        // The error of the library may hold the address, and that a password.
-        let client = Client::open(url.expose_secret()).map_err(|_| "not an address of Redis".to_owned())?;
         Ok(Self {
-            connection: tokio::sync::OnceCell::new(),
-            client,
+            link: Link::new(url, CONNECT_TIMEOUT)?,
             script: Script::new(include_str!("take.lua")),
             router: uuid::Uuid::new_v4().simple().to_string(),
-            start: Instant::now(),
-            resting_until: AtomicU64::new(0),
             connected,
             failures,
         })
     }
 
-    async fn connection(&self) -> RedisResult<ConnectionManager> {
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(CONNECT_TIMEOUT))
-            .set_number_of_retries(0);
-        let make = || ConnectionManager::new_with_config(self.client.clone(), config);
-        self.connection.get_or_try_init(make).await.cloned()
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn is_resting(&self) -> bool {
-        self.now() < self.resting_until.load(Ordering::Acquire)
-    }
-
     /// Asks, for at most that long; nothing where there is no answer, and then it is left alone for a while.
-    async fn ask<T>(&self, patience: Duration, asked: impl Future<Output = RedisResult<T>>) -> Option<T> {
-        if self.is_resting() {
-            return None;
-        }
-        let failed = match tokio::time::timeout(patience, asked).await {
-            Ok(Ok(answer)) => {
+    async fn ask<T>(
+        &self,
+        patience: Duration,
+        asked: impl AsyncFnOnce(&mut ConnectionManager) -> RedisResult<T>,
+    ) -> Option<T> {
+        let failed = match self.link.ask(patience, asked).await {
+            Ok(answer) => {
                 self.connected.set(1);
                 return Some(answer);
             }
-            // The kind only: the text may hold an address.
-            Ok(Err(e)) => format!("{:?}", e.kind()),
-            Err(_) => "no answer in time".to_owned(),
+            Err(Away::Resting) => return None,
+            Err(Away::Failed(why)) => why,
         };
         self.failures.inc();
         if self.connected.get() != 0 {
             tracing::warn!(error = failed, "shared counters are away; this router counts by itself");
         }
         self.connected.set(0);
-        self.resting_until.store(self.now() + REST_MS, Ordering::Release);
         None
     }
 
@@ -128,9 +101,8 @@ impl Shared {
             pipe.pexpire(&key, IN_FLIGHT_LIFE_MS as i64).ignore();
             pipe.hgetall(&key);
         }
-        let asked = async {
-            let mut connection = self.connection().await?;
-            pipe.query_async::<Vec<Vec<(String, String)>>>(&mut connection).await
+        let asked = async |connection: &mut ConnectionManager| {
+            pipe.query_async::<Vec<Vec<(String, String)>>>(connection).await
         };
         let answers = self.ask(CONNECT_TIMEOUT, asked).await;
         for (n, tenant) in busy.iter().enumerate() {
@@ -182,7 +154,7 @@ impl Allowance {
         if let Some(answer) = self.at_hand() {
             return Some(answer);
         }
-        if self.shared.is_resting() {
+        if self.shared.link.is_resting() {
             return None;
         }
         let Ok(_one) = tokio::time::timeout(PATIENCE, self.fetching.lock()).await else { return None };
@@ -190,11 +162,10 @@ impl Allowance {
         if let Some(answer) = self.at_hand() {
             return Some(answer);
         }
-        let asked = async {
-            let mut connection = self.shared.connection().await?;
+        let asked = async |connection: &mut ConnectionManager| {
             let mut call = self.shared.script.key(&self.key);
             call.arg(self.interval).arg(self.burst).arg(self.portion);
-            call.invoke_async::<(u32, u64)>(&mut connection).await
+            call.invoke_async::<(u32, u64)>(connection).await
         };
         let (granted, wait_ms) = self.shared.ask(PATIENCE, asked).await?;
         let now = Instant::now();
@@ -228,8 +199,6 @@ impl Allowance {
 const PATIENCE: Duration = Duration::from_millis(50);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const PORTION_LIFE: Duration = Duration::from_secs(1);
-/// After a failure.
-const REST_MS: u64 = 1000;
 /// How often requests in flight are published.
 pub const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// For how many tenants at most, each time.
