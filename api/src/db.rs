@@ -12,6 +12,7 @@ use tokio_postgres::{Row, Statement};
 use crate::context::TenantContext;
 use crate::error::ApiError;
 use crate::pool::{Lease, PoolError};
+use crate::repo;
 
 /// A connection to the database of one tenant, for one request.
 pub struct TenantDb {
@@ -103,6 +104,11 @@ async fn within<T>(
     Ok(tokio::time::timeout(patience, asked).await.map_err(|_| DbError::Silent)??)
 }
 
+/// Sessions are not cleaned after statements that a test has looked through, so there are no others.
+fn known(sql: &'static str) {
+    debug_assert!(repo::STATEMENTS.iter().any(|(_, known)| *known == sql), "not in `STATEMENTS`: {sql}");
+}
+
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What both a connection and a transaction can do.
@@ -166,7 +172,7 @@ impl TenantDb {
         let patience = self.patience;
         let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
         let silent = lease.silent();
-        let (client, busy) = lease.parts();
+        let (client, busy) = lease.unaltered_parts();
         *busy = true;
         let begun = within(patience, client.transaction()).await;
         silent.fetch_or(matches!(begun, Err(DbError::Silent)), Ordering::AcqRel);
@@ -179,9 +185,10 @@ impl TenantDb {
         sql: &'static str,
         ask: impl AsyncFnOnce(&ClientWrapper, &Statement) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, DbError> {
+        known(sql);
         let patience = self.patience;
         let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
-        let (client, busy) = lease.parts();
+        let (client, busy) = lease.unaltered_parts();
         *busy = true;
         let answer = match within(patience, client.prepare_cached(sql)).await {
             Ok(statement) => within(patience, ask(client, &statement)).await,
@@ -209,11 +216,13 @@ impl Query for TenantDb {
 
 impl Query for TenantTx<'_> {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
+        known(sql);
         let statement = self.heard(within(self.patience, self.tx.prepare_cached(sql)).await)?;
         self.heard(within(self.patience, self.tx.query(&statement, params)).await)
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
+        known(sql);
         let statement = self.heard(within(self.patience, self.tx.prepare_cached(sql)).await)?;
         self.heard(within(self.patience, self.tx.execute(&statement, params)).await)
     }

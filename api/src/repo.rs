@@ -164,3 +164,41 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("idempotency/finish", idempotency::FINISH),
     ("idempotency/delete_expired", idempotency::DELETE_EXPIRED),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Connections go from one request to the next as they are, because nothing here alters a session (PostgreSQL, `DISCARD`).
+    #[test]
+    fn q01_no_statement_alters_a_session() {
+        let modules = std::iter::once(&crate::modules::CORE).chain(crate::modules::OPTIONAL);
+        let migrations = modules.flat_map(|m| m.migrations.files).map(|file| (file.name, file.sql));
+        for (name, sql) in STATEMENTS.iter().copied() {
+            let code: String =
+                sql.lines().filter(|l| !l.trim_start().starts_with("--")).collect::<Vec<_>>().join(" ");
+            let first = code.split_whitespace().next().unwrap_or_default().to_lowercase();
+            assert!(
+                ["select", "with", "insert", "update", "delete"].contains(&first.as_str()),
+                "{name}: {first}"
+            );
+            assert!(!code.contains(';'), "{name}: one statement");
+        }
+        // Nor do they call what does, or a function of ours that would.
+        let functions = [
+            "set_config",
+            "nextval",
+            "setval",
+            "pg_advisory_lock",
+            "pg_try_advisory_lock",
+            "pg_notify",
+            "dblink",
+            "setseed",
+        ];
+        for (name, sql) in STATEMENTS.iter().copied().chain(migrations) {
+            for function in functions {
+                assert!(!sql.to_lowercase().contains(function), "{name}: {function}");
+            }
+        }
+    }
+}

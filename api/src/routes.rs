@@ -239,3 +239,25 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_compressible))
         .with_state(app)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, StatusCode};
+    use tower::ServiceExt as _;
+
+    /// what a panic says is for the log.
+    #[tokio::test]
+    async fn a18_a_panic_says_nothing() {
+        let router: Router = Router::new()
+            .route("/", get(|| async { panic!("host=10.1.2.3 password=hunter2") }))
+            .layer(CatchPanicLayer::custom(panicked));
+        let request = Request::get("/").body(axum::body::Body::empty()).expect("request");
+        let answer = router.oneshot(request).await.expect("infallible");
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(answer.extensions().get::<ApiError>(), Some(&ApiError::Internal));
+        let answer = crate::error::render(answer, "id", None);
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.expect("body");
+        assert!(!String::from_utf8_lossy(&body).contains("hunter2"));
+    }
+}

@@ -191,3 +191,50 @@ async fn k19_a_link_is_nowhere_in_clear() {
     eventually("it leaves", Duration::from_secs(40), gone, |n| n == "0").await;
     letters(&dev, "eva@paris.example", 1).await;
 }
+
+/// work that waits is one organisation's, of one database. A letter that is copied into another's database opens there
+/// for nobody, and while the catalog leads to a database that is not the organisation's, nothing is taken out of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a06_work_that_waits_is_done_for_nobody_else() {
+    let dev = Dev::start().await;
+    let admin = dev.login("paris").await;
+    let mail = dev.folder().join("data/mail");
+    std::fs::remove_dir_all(&mail).expect("folder");
+    std::fs::write(&mail, "in the way").expect("file");
+    let body = json!({"email": "eva@paris.example", "name": "Eva", "role": "member"});
+    assert_eq!(by(&dev, &admin, "POST", "/api/v1/users", Some(body)).await.status, 201);
+    let failed = "select count(*) from outbox where last_error is not null";
+    let one = |n: &String| n == "1";
+    eventually("a failure", Duration::from_secs(10), || dev.value("gmah_org_paris", failed), one).await;
+    // A copy in Lyon's, and a catalog that takes Paris to a copy of Lyon's.
+    let (paris, lyon) = (dev.superuser("gmah_org_paris").await, dev.superuser("gmah_org_lyon").await);
+    let row = paris.query_one("select to_jsonb(outbox)::text from outbox", &[]).await.expect("a letter");
+    let copy = "insert into outbox select * from jsonb_populate_record(null::outbox, $1::text::jsonb)";
+    lyon.execute(copy, &[&row.get::<_, String>(0)]).await.expect("copied");
+    lyon.batch_execute("update outbox set last_error = null, next_attempt_at = now()").await.expect("due");
+    drop((paris, lyon));
+    dev.set_reachable("gmah_org_lyon", false).await;
+    dev.execute("postgres", "create database elsewhere template gmah_org_lyon owner gmah_org_paris").await;
+    dev.set_reachable("gmah_org_lyon", true).await;
+    let lead = |to: &str| format!("update organizations set database_name = '{to}' where slug = 'paris'");
+    dev.execute("gmah_master", &lead("elsewhere")).await;
+    std::fs::remove_file(&mail).expect("file");
+    std::fs::create_dir(&mail).expect("folder");
+    let alarm = || async { dev.metrics("api_admin").await.sum("gmah_api_identity_mismatches_total", &[]) };
+    let before = alarm().await;
+    dev.execute("gmah_master", "update organization_chores set due_at = now()").await;
+    // Lyon's own worker has taken the copy, and could make nothing of it.
+    let tried = || dev.value("gmah_org_lyon", failed);
+    eventually("it does not open", Duration::from_secs(40), tried, one).await;
+    eventually("an alarm", Duration::from_secs(40), alarm, |n| *n > before).await;
+    let untouched = "select count(*) from outbox where attempts = 0 or last_error is null";
+    assert_eq!(dev.value("elsewhere", untouched).await, "1", "nothing was taken");
+    assert_eq!(std::fs::read_dir(&mail).expect("folder").count(), 0);
+    // Where it belongs it is carried, once.
+    dev.execute("gmah_master", &lead("gmah_org_paris")).await;
+    dev.execute("gmah_org_paris", "update outbox set next_attempt_at = now()").await;
+    dev.execute("gmah_master", "update organization_chores set due_at = now()").await;
+    let gone = || dev.value("gmah_org_paris", "select count(*) from outbox");
+    eventually("it leaves", Duration::from_secs(40), gone, |n| n == "0").await;
+    letters(&dev, "eva@paris.example", 1).await;
+}

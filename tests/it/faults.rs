@@ -319,3 +319,90 @@ async fn q10_a_password_that_was_changed() {
     router.stop().await;
     api.stop().await;
 }
+
+/// A-18: whatever goes wrong below, the answer says that something did, and by which id to ask for it. Nothing that the
+/// database says is in it, in no body and no header; it is in the log, under that id's organisation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a18_errors_say_nothing() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    let bearer = format!("Bearer {token}");
+    let auth = [("Authorization", bearer.as_str())];
+    let path = "/api/v1/members";
+    let member = |name: &str| serde_json::json!({"first_name": name, "last_name": "Secret-Name", "email": null, "phone": null});
+    let raise = |what: &str| {
+        format!(
+            "create or replace function spoil() returns trigger language plpgsql as $$ begin {what}; end $$;
+             create or replace trigger spoil before insert on members for each row execute function spoil()"
+        )
+    };
+    let kinds = [
+        // Says whatever its author pleases.
+        (raise("raise exception 'host=10.1.2.3 password=hunter2 lyon'"), "drop trigger spoil on members"),
+        (
+            raise("raise sqlstate '53100' using message = 'no space on /var/lib/lyon'"),
+            "drop trigger spoil on members",
+        ),
+        (raise("perform 1/0; return new"), "drop trigger spoil on members"),
+        // Hints, details and names of columns and constraints.
+        (
+            "alter table members add constraint secret_rule check (last_name <> 'Secret-Name') not valid"
+                .into(),
+            "alter table members drop constraint secret_rule",
+        ),
+        (
+            "alter table members rename column last_name to lyon_name".into(),
+            "alter table members rename column lyon_name to last_name",
+        ),
+        ("alter table members rename to hidden".into(), "alter table hidden rename to members"),
+        (
+            "revoke all on members from gmah_tenant".into(),
+            "grant select, insert, update, delete on members to gmah_tenant",
+        ),
+        (
+            "alter role gmah_org_paris set default_transaction_read_only = on".into(),
+            "alter role gmah_org_paris reset default_transaction_read_only",
+        ),
+    ];
+    let kick = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'gmah_org_paris'";
+    for (n, (spoil, mend)) in kinds.iter().enumerate() {
+        dev.execute("gmah_org_paris", spoil).await;
+        dev.execute("postgres", kick).await;
+        // Ended connections are found out first.
+        let ask = || async { dev.post("paris", path, &auth, &member(&format!("N{n}"))).await };
+        let answer = eventually(spoil, HEALS, ask, |a| a.status != 201).await;
+        assert!(matches!(answer.status, 500 | 503), "{spoil}: {answer:?}");
+        let body = answer.json();
+        let mut fields: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        fields.sort_unstable();
+        assert_eq!(fields, ["code", "request_id", "status", "title", "type"], "{spoil}: {answer:?}");
+        assert_eq!(answer.header("x-request-id"), body["request_id"].as_str(), "{spoil}");
+        let said = format!("{} {:?}", answer.body, answer.headers).to_lowercase();
+        for leak in [
+            "lyon",
+            "hunter2",
+            "10.1.2.3",
+            "gmah_org",
+            "secret",
+            "members_",
+            "relation",
+            "column",
+            "sql",
+            "constraint",
+            "transaction",
+            "permission",
+            "division",
+        ] {
+            assert!(!said.contains(leak), "{spoil}: {leak} in {answer:?}");
+        }
+        dev.execute("gmah_org_paris", mend).await;
+        dev.execute("postgres", kick).await;
+        let again = || async { dev.post("paris", path, &auth, &member(&format!("M{n}"))).await };
+        eventually(mend, HEALS, again, |a| a.status == 201).await;
+    }
+    // Whoever has the log can tell.
+    let log = dev.log();
+    for cause in ["hunter2", "division by zero", "secret_rule", "permission denied"] {
+        assert!(log.contains(cause), "{cause} is not in the log");
+    }
+}

@@ -70,6 +70,8 @@ pub struct Connection {
     pub(super) client: ClientWrapper,
     host: Box<str>,
     port: u16,
+    /// Whether its session may be in another state than at first.
+    pub(super) is_altered: bool,
     _alive: oneshot::Sender<std::convert::Infallible>,
 }
 
@@ -89,15 +91,20 @@ const CLEAN: &str = "rollback; set session authorization default; reset all; clo
 const MAX_STATEMENTS: usize = 512;
 
 impl Connection {
-    /// Undoes whatever the last use left behind.
+    /// Undoes whatever the last use left behind. Where that was nothing, nothing is asked: the server is not kept busy with
+    /// undoing nothing once for every request.
     ///
     /// # Errors
     /// What the driver reports: then the connection is of no use.
-    pub(super) async fn clean(&self) -> Result<(), tokio_postgres::Error> {
+    pub(super) async fn clean(&mut self) -> Result<(), tokio_postgres::Error> {
         if self.client.statement_cache.size() > MAX_STATEMENTS {
             self.client.statement_cache.clear();
         }
-        self.client.simple_query(CLEAN).await.map(drop)
+        if self.is_altered {
+            self.client.simple_query(CLEAN).await?;
+            self.is_altered = false;
+        }
+        Ok(())
     }
 }
 
@@ -216,7 +223,7 @@ async fn open_at(
     }
     // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
     let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
-    Ok(Connection { client, host: host.into(), port, _alive: alive })
+    Ok(Connection { client, host: host.into(), port, is_altered: false, _alive: alive })
 }
 
 /// Keeps a connection going; its slot is free when the server has left.

@@ -62,8 +62,16 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The client, and the mark that something is running on it.
+    /// The client, and the mark that something is running on it. Whatever is done with it, the session is cleaned before
+    /// its next use.
     pub fn parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
+        let connection = self.held.as_mut().expect("held until dropped").get();
+        connection.is_altered = true;
+        (&mut connection.client, &mut self.busy)
+    }
+
+    /// The same, for [`crate::repo::STATEMENTS`] and transactions that are ended: none of them alters the session.
+    pub(crate) fn unaltered_parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
         (&mut self.held.as_mut().expect("held until dropped").get().client, &mut self.busy)
     }
 
