@@ -174,7 +174,7 @@ mod tests {
     fn q01_no_statement_alters_a_session() {
         let modules = std::iter::once(&crate::modules::CORE).chain(crate::modules::OPTIONAL);
         let migrations = modules.flat_map(|m| m.migrations.files).map(|file| (file.name, file.sql));
-        for (name, sql) in STATEMENTS.iter().copied() {
+        for (name, sql) in STATEMENTS {
             let code: String =
                 sql.lines().filter(|l| !l.trim_start().starts_with("--")).collect::<Vec<_>>().join(" ");
             let first = code.split_whitespace().next().unwrap_or_default().to_lowercase();
