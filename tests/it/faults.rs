@@ -364,11 +364,11 @@ async fn a18_errors_say_nothing() {
             "alter role gmah_org_paris reset default_transaction_read_only",
         ),
     ];
-    let kick = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'gmah_org_paris'";
+    let kick =
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'gmah_org_paris'";
     for (n, (spoil, mend)) in kinds.iter().enumerate() {
         dev.execute("gmah_org_paris", spoil).await;
         dev.execute("postgres", kick).await;
-        // Ended connections are found out first.
         let ask = || async { dev.post("paris", path, &auth, &member(&format!("N{n}"))).await };
         let answer = eventually(spoil, HEALS, ask, |a| a.status != 201).await;
         assert!(matches!(answer.status, 500 | 503), "{spoil}: {answer:?}");

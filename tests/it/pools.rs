@@ -129,6 +129,28 @@ async fn q01_q03_q04_nothing_is_carried_to_the_next_use() {
     eventually("cancelled", Duration::from_secs(5), || dev.value("postgres", sleeping), |n| n == "0").await;
 }
 
+/// Connections that their server ended while nobody used them are found out, and replaced, by whoever comes next: reading or
+/// writing, nobody is told to come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn q10_connections_that_ended_while_idle_cost_nobody_an_answer() {
+    let dev = Dev::start().await;
+    let bearer = format!("Bearer {}", dev.login("paris").await);
+    let auth = [("Authorization", bearer.as_str())];
+    let list = || dev.client.get("paris.gmah.localhost", "/api/v1/members?limit=1", &auth);
+    let gone = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where usename = 'gmah_org_paris'";
+    for n in 0..10 {
+        // Several, so that the next one, too, may have ended.
+        let statuses: Vec<_> = futures::future::join_all((0..6).map(|_| list())).await;
+        assert!(statuses.iter().all(|a| a.status == 200), "{n}: {statuses:?}");
+        assert_ne!(dev.value("postgres", gone).await, "0", "some were open");
+        if n % 2 == 0 {
+            let body = serde_json::json!({"first_name": "Ada", "last_name": format!("L{n}"), "email": null, "phone": null});
+            let made = dev.post("paris", "/api/v1/members", &auth, &body).await;
+            assert_eq!(made.status, 201, "{n}: {made:?}");
+        }
+    }
+}
+
 /// A client that hangs up in the middle of a write: nothing half done, nothing left open.
 #[tokio::test(flavor = "multi_thread")]
 async fn q03_a_client_that_goes_away() {
