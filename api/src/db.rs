@@ -19,8 +19,6 @@ pub struct TenantDb {
     /// None after it was given back.
     lease: Option<Lease>,
     patience: Duration,
-    /// Until the first statement was answered: whose it is.
-    untried: Option<TenantContext>,
 }
 
 /// A transaction on it. Rolled back unless committed.
@@ -57,14 +55,6 @@ impl DbError {
                 ["08", "53", "57", "58"].iter().any(|class| e.code().code().starts_with(class))
                     || ["25006", "42P01", "42703"].contains(&e.code().code())
             }
-        }
-    }
-
-    /// Whether the connection had ended, or was ended by an operator while nothing ran (57P01).
-    fn is_ended(&self) -> bool {
-        match self {
-            Self::Postgres(e) => e.code().is_none_or(|code| code.code() == "57P01"),
-            Self::Silent | Self::GivenBack => false,
         }
     }
 
@@ -114,51 +104,12 @@ async fn within<T>(
     Ok(tokio::time::timeout(patience, asked).await.map_err(|_| DbError::Silent)??)
 }
 
-/// Asked before a transaction that nothing was asked before: its `BEGIN` cannot be asked twice.
-const PROBE: &str = "select 1";
-
-/// Whether a statement may be asked twice.
-fn reads(sql: &str) -> bool {
-    let code = sql.lines().find(|l| !l.trim_start().starts_with("--")).unwrap_or_default().trim_start();
-    code.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("select"))
-}
-
 /// Sessions are not cleaned after statements that a test has looked through, so there are no others.
 fn known(sql: &'static str) {
-    let is_known = || sql == PROBE || repo::STATEMENTS.iter().any(|(_, known)| *known == sql);
-    debug_assert!(is_known(), "not in `STATEMENTS`: {sql}");
+    debug_assert!(repo::STATEMENTS.iter().any(|(_, known)| *known == sql), "not in `STATEMENTS`: {sql}");
 }
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
-
-/// What a statement is asked for.
-trait Asked: Sized + Send {
-    fn ask(
-        client: &ClientWrapper,
-        statement: &Statement,
-        params: Params<'_>,
-    ) -> impl Future<Output = Result<Self, tokio_postgres::Error>> + Send;
-}
-
-impl Asked for Vec<Row> {
-    async fn ask(
-        c: &ClientWrapper,
-        s: &Statement,
-        params: Params<'_>,
-    ) -> Result<Self, tokio_postgres::Error> {
-        c.query(s, params).await
-    }
-}
-
-impl Asked for u64 {
-    async fn ask(
-        c: &ClientWrapper,
-        s: &Statement,
-        params: Params<'_>,
-    ) -> Result<Self, tokio_postgres::Error> {
-        c.execute(s, params).await
-    }
-}
 
 /// What both a connection and a transaction can do.
 pub trait Query {
@@ -196,20 +147,15 @@ impl TenantDb {
     /// [`ApiError::Unavailable`], or a stale generation.
     pub async fn open(ctx: &TenantContext) -> Result<Self, ApiError> {
         let app = ctx.app();
-        let mut lasting = ctx.clone();
         let lease = match app.pools.lease(ctx.detail()).await {
             // Its password may have been changed a moment ago: look once more, and only once.
             Err(PoolError::Authentication(cause)) => match ctx.reread().await {
-                Some(newer) => {
-                    lasting = newer;
-                    app.pools.lease(lasting.detail()).await?
-                }
+                Some(newer) => app.pools.lease(newer.detail()).await?,
                 None => return Err(PoolError::Authentication(cause).into()),
             },
             other => other?,
         };
-        let untried = lease.was_used().then_some(lasting);
-        Ok(Self { lease: Some(lease), patience: *app.config.pool.statement_timeout + MARGIN, untried })
+        Ok(Self { lease: Some(lease), patience: *app.config.pool.statement_timeout + MARGIN })
     }
 
     /// Gives the connection back before this ends; there is no other afterwards.
@@ -222,9 +168,6 @@ impl TenantDb {
     /// # Errors
     /// [`DbError`] when the connection is gone.
     pub async fn transaction(&mut self) -> Result<TenantTx<'_>, DbError> {
-        if self.untried.is_some() {
-            self.query(PROBE, &[]).await?;
-        }
         // Until commit or rollback the lease counts as busy: dropped in between, its connection is not reused.
         let patience = self.patience;
         let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
@@ -236,35 +179,19 @@ impl TenantDb {
         Ok(TenantTx { tx: begun?, busy, silent, patience })
     }
 
-    /// Runs something on the client. A connection that its server ended while nobody used it is found out by the first
-    /// statement: where that only reads, another one answers it.
-    async fn run<T: Asked>(&mut self, sql: &'static str, params: Params<'_>) -> Result<T, DbError> {
+    /// Runs something on the client; whoever goes away meanwhile leaves a busy lease behind.
+    async fn run<T>(
+        &mut self,
+        sql: &'static str,
+        ask: impl AsyncFnOnce(&ClientWrapper, &Statement) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, DbError> {
         known(sql);
-        loop {
-            let answer = self.run_once::<T>(sql, params).await;
-            let Some(ctx) = self.untried.take() else { return answer };
-            let was_ended = matches!(&answer, Err(e) if e.is_ended()) && reads(sql);
-            if !was_ended {
-                return answer;
-            }
-            // What has ended is not kept, so that there are as many of them as a pool holds, at most.
-            if let Some(ended) = self.lease.take() {
-                ended.end();
-            }
-            let Ok(lease) = ctx.app().pools.lease(ctx.detail()).await else { return answer };
-            self.untried = lease.was_used().then_some(ctx);
-            self.lease = Some(lease);
-        }
-    }
-
-    /// Whoever goes away meanwhile leaves a busy lease behind.
-    async fn run_once<T: Asked>(&mut self, sql: &'static str, params: Params<'_>) -> Result<T, DbError> {
         let patience = self.patience;
         let lease = self.lease.as_mut().ok_or(DbError::GivenBack)?;
         let (client, busy) = lease.unaltered_parts();
         *busy = true;
         let answer = match within(patience, client.prepare_cached(sql)).await {
-            Ok(statement) => within(patience, T::ask(client, &statement, params)).await,
+            Ok(statement) => within(patience, ask(client, &statement)).await,
             Err(e) => Err(e),
         };
         if matches!(answer, Err(DbError::Silent)) {
@@ -279,11 +206,11 @@ impl TenantDb {
 
 impl Query for TenantDb {
     async fn query(&mut self, sql: &'static str, params: Params<'_>) -> Result<Vec<Row>, DbError> {
-        self.run(sql, params).await
+        self.run(sql, async |client, statement| client.query(statement, params).await).await
     }
 
     async fn execute(&mut self, sql: &'static str, params: Params<'_>) -> Result<u64, DbError> {
-        self.run(sql, params).await
+        self.run(sql, async |client, statement| client.execute(statement, params).await).await
     }
 }
 

@@ -59,8 +59,6 @@ pub struct Lease {
     silent: Arc<AtomicBool>,
     /// Set while a statement runs: a lease that is dropped then is not reusable.
     busy: bool,
-    /// Whether somebody had it before: its server may have ended it since.
-    was_used: bool,
 }
 
 impl Lease {
@@ -75,16 +73,6 @@ impl Lease {
     /// The same, for [`crate::repo::STATEMENTS`] and transactions that are ended: none of them alters the session.
     pub(crate) fn unaltered_parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
         (&mut self.held.as_mut().expect("held until dropped").get().client, &mut self.busy)
-    }
-
-    /// Whether the connection was used before, and its server may have ended it since without this process having heard.
-    pub(crate) fn was_used(&self) -> bool {
-        self.was_used
-    }
-
-    /// The server has ended the connection: there is nothing to cancel, and nothing to keep.
-    pub(crate) fn end(mut self) {
-        drop(self.held.take().map(Held::take));
     }
 
     /// Where a transaction leaves word that it got no answer in time.
@@ -186,14 +174,8 @@ impl Registry {
     /// Cleans a connection that was used before. None when the server has ended it.
     async fn reuse(&self, pool: Arc<TenantPool>, held: Held<Connection>) -> Result<Option<Lease>, PoolError> {
         // Busy until it is clean: a request that goes away meanwhile must not leave it to the next.
-        let mut lease = Lease {
-            held: Some(held),
-            pool,
-            registry: self.clone(),
-            silent: Arc::default(),
-            busy: true,
-            was_used: true,
-        };
+        let mut lease =
+            Lease { held: Some(held), pool, registry: self.clone(), silent: Arc::default(), busy: true };
         let connection = lease.held.as_mut().expect("just put there").get();
         let cleaned = tokio::time::timeout(*self.0.config.connect_timeout, connection.clean()).await;
         match cleaned {
@@ -237,7 +219,6 @@ impl Registry {
                 registry: self.clone(),
                 silent: Arc::default(),
                 busy: false,
-                was_used: false,
             }),
             Ok(Err(e)) => match e.failure() {
                 Failure::WrongDatabase => {
