@@ -137,7 +137,7 @@ impl Credentials {
         if let Kind::Cookie(proof) = &kind
             && route.is_write()
         {
-            let (key, tenant) = (&ctx.app().csrf, ctx.detail().tenant.id);
+            let (key, tenant) = (&ctx.app().derived()?.csrf, ctx.detail().tenant.id);
             proof.check(ctx.host().as_str(), key, tenant, caller.id())?;
         }
         if let Some(module) = route.module {

@@ -10,6 +10,7 @@ pub mod edge;
 pub mod features;
 pub mod keys;
 pub mod master;
+pub mod master_key;
 pub mod migrate;
 pub mod provision;
 pub mod seed;

@@ -1,19 +1,21 @@
 //! The role: sockets, layers, background tasks, shutdown.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use futures::FutureExt as _;
+use gmah_shared::catalog::holders::{self, Holder};
 use gmah_shared::catalog::listen::{self, Listeners, Topic};
-use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, TenantDetail};
+use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, StoreError, TenantDetail};
 use gmah_shared::config::{Listen, Postgres, Settings};
 use gmah_shared::dns::Dns;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::pg;
+use gmah_shared::secret::Derivation;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::tenant::{TenantId, TenantSlug};
@@ -31,6 +33,7 @@ use crate::auth::throttle::Throttle;
 use crate::cache::Cache as SumsCache;
 use crate::config::ApiConfig;
 use crate::control::domains;
+use crate::error::ApiError;
 use crate::files::Files;
 use crate::handlers::Cursors;
 use crate::mail::{self, MailError, Mailer, Relay};
@@ -73,14 +76,29 @@ pub struct App {
     pub mailer: Mailer,
     /// Names that the public knows.
     pub names: Names,
+    derived: OnceLock<Derived>,
+    keyring: Arc<ArcSwap<Keyring>>,
+    draining: AtomicBool,
+}
+
+/// Keys that all nodes have in common, whatever the master key is.
+pub struct Derived {
     /// Proofs that a page was served by us.
     pub csrf: hmac::Key,
     /// Cursors of lists.
     pub cursors: Cursors,
     /// Tells requests with an `Idempotency-Key` from one another.
     pub requests: hmac::Key,
-    keyring: Arc<ArcSwap<Keyring>>,
-    draining: AtomicBool,
+}
+
+impl Derived {
+    fn new(from: &Derivation) -> Self {
+        Self {
+            csrf: hmac::Key::new(hmac::HMAC_SHA256, &from.derive("csrf")),
+            cursors: Cursors::new(&from.derive("cursors")),
+            requests: hmac::Key::new(hmac::HMAC_SHA256, &from.derive("idempotency")),
+        }
+    }
 }
 
 /// Names and the port by which browsers reach organisations.
@@ -168,11 +186,20 @@ pub struct RunningApi {
     tasks: Tasks,
     last: Tasks,
     master: Postgres,
+    store: Store,
     node: uuid::Uuid,
     traces: Option<Traces>,
 }
 
 impl App {
+    /// Keys that the nodes have in common.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`] until the master was reached; no token is accepted before that either.
+    pub fn derived(&self) -> Result<&Derived, ApiError> {
+        self.derived.get().ok_or(ApiError::Unavailable)
+    }
+
     /// Whether requests can be served.
     pub fn is_ready(&self) -> bool {
         !self.draining.load(Ordering::Acquire) && !self.keyring.load().is_empty()
@@ -221,19 +248,18 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         cache: SumsCache::new(&config.cache).map_err(StartError::Config)?,
         mailer: Mailer::new(config.mail.as_ref().map(Relay::new).transpose()?),
         names: Names::new(settings),
-        csrf: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("csrf")),
-        cursors: Cursors::new(&settings.master_key.derive("cursors")),
-        requests: hmac::Key::new(hmac::HMAC_SHA256, &settings.master_key.derive("idempotency")),
+        derived: OnceLock::new(),
         keyring,
         draining: AtomicBool::new(false),
         metrics,
         config,
     });
-    background(&tasks, &app, &store, settings);
+    let node_id = uuid::Uuid::now_v7();
+    let holder = Holder { id: node_id, role: "api", address: address.to_string() };
+    background(&tasks, &app, &store, settings, holder);
     let max = app.config.api.max_connections.get();
     // Ends last: until then connections may be in use, and nobody else may have their places.
     let last = Tasks::new();
-    let node_id = uuid::Uuid::now_v7();
     let node = slots::Node {
         id: node_id,
         address: address.to_string(),
@@ -252,6 +278,7 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         tasks,
         last,
         master: settings.master.clone(),
+        store,
         node: node_id,
         traces,
     })
@@ -268,6 +295,7 @@ impl RunningApi {
         self.app.draining.store(true, Ordering::Release);
         let grace = *self.app.config.api.drain_timeout;
         self.tasks.stop(grace).await;
+        self.store.forget_holder(self.node).await;
         self.app.pools.close();
         // Their places are others' only when the servers have let them go.
         let let_go = async {
@@ -287,7 +315,7 @@ impl RunningApi {
     }
 }
 
-fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings) {
+fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings, holder: Holder) {
     let reload = Arc::new(Notify::new());
     let connected = Arc::new(AtomicBool::new(false));
     let listeners = Listeners {
@@ -317,7 +345,7 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
     let (app, store) = (app.clone(), store.clone());
     tasks.spawn_forever("keyring", async move {
         loop {
-            match store.keyring(false).await {
+            match known(&app, &store, &holder).await {
                 Ok(ring) => {
                     app.keyring.store(Arc::new(ring));
                     app.tokens.forget();
@@ -325,17 +353,24 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings)
                 Err(e) => tracing::warn!(error = %e, "signing keys not read"),
             }
             app.metrics.catalog_connected.set(i64::from(connected.load(Ordering::Acquire)));
-            let pause = if app.keyring.load().is_empty() { KEYS_RETRY } else { KEYS_EVERY };
+            let pause = if app.keyring.load().is_empty() { KEYS_RETRY } else { holders::TOLD_EVERY };
             // Woken by a notice or by the clock; it rereads everything either way.
             let _ = tokio::time::timeout(pause, reload.notified()).await;
         }
     });
 }
 
+/// The keys that verify, once those that the nodes have in common are known as well.
+async fn known(app: &App, store: &Store, holder: &Holder) -> Result<Keyring, StoreError> {
+    if app.derived.get().is_none() {
+        // Nobody else sets it.
+        let _ = app.derived.set(Derived::new(&store.derivation().await?));
+    }
+    store.refresh_keys(holder, false).await
+}
+
 /// How long servers may take to close what was closed.
 const LET_GO: Duration = Duration::from_secs(5);
-/// How often keys are read again even if no notice came.
-const KEYS_EVERY: Duration = Duration::from_secs(20);
 const KEYS_RETRY: Duration = Duration::from_millis(250);
 
 async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gmah_shared::catalog::listen::{self, Listeners};
-use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Store};
+use gmah_shared::catalog::{Cache, CacheMetrics, Holder, Invalidate, Store};
 use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
 use gmah_shared::dns::Dns;
 use gmah_shared::pg;
@@ -209,7 +209,10 @@ pub async fn start_on(
     if let Ok(Ok(ring)) = tokio::time::timeout(FIRST_KEYS, store.keyring(true)).await {
         keyring.store(Arc::new(ring));
     }
-    tasks.spawn_forever("keyring", keep_keys(store.clone(), keyring, topics.keys));
+    let holder =
+        Holder { id: uuid::Uuid::now_v7(), role: "router", address: sockets.https.address.to_string() };
+    tasks.spawn_forever("keyring", keep_keys(store.clone(), holder.clone(), keyring, topics.keys));
+    let holding = (store.clone(), holder.id);
     tasks.spawn_forever(
         "ticket-secrets",
         keep_tickets(store.clone(), tickets, settings.master_key.clone(), topics.tickets),
@@ -328,6 +331,7 @@ pub async fn start_on(
         hard_stop,
         tracker,
         tasks,
+        holding,
         orders,
         orderers,
         certificates: ready_certificates,

@@ -4,9 +4,11 @@
 //! * [`store`]: SQL against the master, one indexed query per question.
 //! * [`cache`]: a bounded cache in front of it, with single flight, a negative side of its own, and a stated limit to
 //!   how stale an answer may be.
+//! * [`holders`]: which keys each node knows.
 //! * [`listen`]: notices of change, with a probe that shows when they stop coming.
 
 pub mod cache;
+pub mod holders;
 pub mod listen;
 pub mod policy;
 pub mod store;
@@ -20,6 +22,7 @@ use crate::secret::data::DataKeys;
 use crate::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 
 pub use cache::{Cache, CacheMetrics, Hit, Invalidate, Loader, Lookup, Record};
+pub use holders::Holder;
 pub use policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
 pub use store::{KeyPair, Proof, Store, StoreError, StoredCertificate};
 

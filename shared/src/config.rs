@@ -237,11 +237,16 @@ impl ConfigFile {
         let secrets_at = raw.secrets.span().start;
         let master = raw.master.into_inner();
         let secrets = raw.secrets.into_inner();
+        let key_file = secrets.master_key_file.as_deref().map(|f| self.resolve(f));
         let key_text = self
             .secret(secrets_at, "secrets.master_key", secrets.master_key_file, secrets.master_key_env)?
             .ok_or_else(|| self.at(secrets_at, "secrets", "master_key_file or master_key_env is required"))?;
-        let master_key = MasterKey::parse(&key_text)
-            .map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
+        let master_key = match key_file {
+            Some(file) => MasterKey::of_file(&key_text, file),
+            None => MasterKey::parse(&key_text),
+        };
+        let master_key =
+            master_key.map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
         let acme = raw.acme.map(|acme| self.acme(acme)).transpose()?;
         let traces = raw.traces.map(|traces| self.traces(traces)).transpose()?;
         let target_base = match &raw.domains.target_base {

@@ -325,5 +325,10 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "plan_limits",
             sql: include_str!("../migrations/master/0011_plan_limits.sql"),
         },
+        Migration {
+            version: 12,
+            name: "key_rotation",
+            sql: include_str!("../migrations/master/0012_key_rotation.sql"),
+        },
     ],
 };

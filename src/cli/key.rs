@@ -1,5 +1,7 @@
 //! `gmah key …`
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use gmah_api::control::parse_slug;
 use gmah_shared::config::ConfigFile;
@@ -8,20 +10,60 @@ use super::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Exchanges a key while everything runs.
-    #[command(subcommand)]
+    /// Exchanges a key while everything runs; the one that signs tenant tokens, unless another is named.
     Rotate(Rotate),
 }
 
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Rotate {
+    #[command(flatten)]
+    signing: Signing,
+    #[command(subcommand)]
+    which: Option<Which>,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum Rotate {
+enum Which {
+    /// The one that signs tenant tokens. The older one verifies for five more minutes.
+    Signing(Signing),
+    /// The one that seals what the master keeps. The file of the configuration gets a new first line as soon as
+    /// every node knows it; whatever an older key sealed is sealed anew.
+    Master(Master),
     /// That of an organisation's sensitive fields. Takes the catalog's `max_stale` and twice its `ttl`, until
     /// no node seals with the older one any more, and as long as sealing all of them anew does.
     Tenant(Tenant),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Tenant {
+struct Signing {
+    #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct Patience {
+    /// How long to wait for nodes that do not know the new key yet. One that died is forgotten after a minute.
+    #[arg(long, value_name = "DURATION", default_value = "80s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Master {
+    /// Takes the older keys out of the file at the end. Backups of the master that were made before can be opened
+    /// only with these: keep a copy with the backups.
+    #[arg(long)]
+    forget_older: bool,
+    #[command(flatten)]
+    patience: Patience,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct Tenant {
     /// Slug.
     slug: String,
     #[command(flatten)]
@@ -30,15 +72,32 @@ pub(crate) struct Tenant {
 
 impl KeyCommand {
     pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
-        let control = super::control(file).await?;
-        let Self::Rotate(Rotate::Tenant(tenant)) = self;
-        let rotated = control.rotate_data_key(&parse_slug(&tenant.slug)?).await?;
-        tenant.output.print(&rotated, || {
-            format!(
-                "{} has key {}; {} values were sealed anew",
-                rotated.slug, rotated.version, rotated.resealed
-            )
-        })?;
+        let mut control = super::control(file).await?;
+        let Self::Rotate(Rotate { signing, which }) = self;
+        match which.unwrap_or(Which::Signing(signing)) {
+            Which::Signing(Signing { patience, output }) => {
+                let rotated = control.rotate_signing_key(patience.wait).await?;
+                output.print(&rotated, || format!("key {} signs now", rotated.kid))?;
+            }
+            Which::Master(master) => {
+                let rotated = control.rotate_master_key(master.forget_older, master.patience.wait).await?;
+                master.output.print(&rotated, || {
+                    let (id, n) = (&rotated.id, rotated.resealed);
+                    let older = match rotated.older.len() {
+                        0 => "no older key is left".to_owned(),
+                        _ => format!("older keys open on: {}", rotated.older.join(", ")),
+                    };
+                    format!("master key {id} seals now; {n} secrets were sealed anew; {older}")
+                })?;
+            }
+            Which::Tenant(tenant) => {
+                let rotated = control.rotate_data_key(&parse_slug(&tenant.slug)?).await?;
+                tenant.output.print(&rotated, || {
+                    let (slug, version, n) = (&rotated.slug, rotated.version, rotated.resealed);
+                    format!("{slug} has key {version}; {n} values were sealed anew")
+                })?;
+            }
+        }
         Ok(0)
     }
 }

@@ -36,6 +36,7 @@ mod modules;
 mod nodes;
 mod pools;
 mod provision;
+mod rotation;
 mod society;
 mod sql;
 mod staple;

@@ -142,7 +142,7 @@ async fn enter(
     .await?;
     tx.commit().await?;
     audit::log(ctx, &by, "sessions.begin", Some(&session.to_string()));
-    Ok(tokens(ctx, session, &access, &refresh, cookie))
+    tokens(ctx, session, &access, &refresh, cookie)
 }
 
 /// 200 with new tokens; the old ones end. 401 when the token is unknown, used or expired; one that comes again after it
@@ -173,7 +173,7 @@ pub async fn refresh(
     let lives = lives(ctx.app());
     let session = sessions::rotate(&mut db, &old, &access, &refresh, lives, &client.origin(), since).await?;
     let session = session.ok_or(ApiError::Unauthenticated)?;
-    Ok(tokens(&ctx, session, &access, &refresh, is_cookie))
+    tokens(&ctx, session, &access, &refresh, is_cookie)
 }
 
 /// 204; the session's tokens end, and cookies are forgotten.
@@ -249,20 +249,20 @@ fn tokens(
     access: &Bearer,
     refresh: &Bearer,
     is_cookie: bool,
-) -> Response {
+) -> Result<Response, ApiError> {
     let api = &ctx.app().config.api;
     let expires_in = api.access_token_life.as_secs();
     if !is_cookie {
-        return Json(Tokens {
+        return Ok(Json(Tokens {
             access_token: Some(access.text.clone()),
             token_type: "Bearer",
             expires_in,
             refresh_token: Some(refresh.text.clone()),
             csrf_token: None,
         })
-        .into_response();
+        .into_response());
     }
-    let csrf = cookies::csrf(&ctx.app().csrf, ctx.detail().tenant.id, session);
+    let csrf = cookies::csrf(&ctx.app().derived()?.csrf, ctx.detail().tenant.id, session);
     let issued = Issued {
         access: (&access.text, expires_in),
         refresh: (&refresh.text, api.refresh_token_life.as_secs()),
@@ -277,5 +277,5 @@ fn tokens(
         refresh_token: None,
         csrf_token: Some(csrf.clone()),
     };
-    (headers, Json(body)).into_response()
+    Ok((headers, Json(body)).into_response())
 }

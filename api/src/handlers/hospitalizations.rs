@@ -94,8 +94,11 @@ pub async fn list(
     let Wanted { limit, cursor, patient_id, ward, current } = query(params)?;
     let ward = ward.map(|w| field::name("ward", &w, 100)).transpose()?;
     let (ctx, by) = (session.ctx.clone(), By::of(&session));
-    let wanted =
-        Page::new(limit, cursor).check(&ctx.app().cursors, ctx.detail().tenant.id, "hospitalizations")?;
+    let wanted = Page::new(limit, cursor).check(
+        &ctx.app().derived()?.cursors,
+        ctx.detail().tenant.id,
+        "hospitalizations",
+    )?;
     let filter = Filter { patient_id, ward, is_current: current };
     let found = hospitalizations::list(&mut session.db, &ctx, &filter, wanted.after, wanted.rows()).await?;
     let seen = json!({

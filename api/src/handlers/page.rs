@@ -102,7 +102,7 @@ impl Page {
         id: impl Fn(&T) -> Uuid,
     ) -> Result<Json<List<T>>, ApiError> {
         let (app, tenant) = (session.ctx.app().clone(), session.ctx.detail().tenant.id);
-        let wanted = self.check(&app.cursors, tenant, list)?;
+        let wanted = self.check(&app.derived()?.cursors, tenant, list)?;
         let found = read(&mut session.db, wanted.after, wanted.rows()).await?;
         Ok(Json(wanted.page(found, id)))
     }

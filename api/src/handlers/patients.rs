@@ -105,7 +105,7 @@ pub async fn list(
     let national_id = national_id.map(|n| known_by("national_id", &n)).transpose()?;
     let index = national_id.map(|n| patients::national_id_index(&ctx, &n)).transpose()?;
     let (app, tenant, by) = (ctx.app().clone(), ctx.detail().tenant.id, By::of(&session));
-    let wanted = Page::new(limit, cursor).check(&app.cursors, tenant, "patients")?;
+    let wanted = Page::new(limit, cursor).check(&app.derived()?.cursors, tenant, "patients")?;
     let found = patients::list(&mut session.db, index.as_deref(), wanted.after, wanted.rows()).await?;
     let seen = json!({
         "count": found.len(), "by_national_id": by_national_id,

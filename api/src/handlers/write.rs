@@ -186,7 +186,7 @@ pub async fn once(
     let mut place = None;
     if let Some(key) = &asked.key {
         // Under a key: a body may hold a password, and what is stored must not help to guess it.
-        let mut what = hmac::Context::with_key(&session.ctx.app().requests);
+        let mut what = hmac::Context::with_key(&session.ctx.app().derived()?.requests);
         what.update(format!("{} {}\n", asked.method, asked.path).as_bytes());
         what.update(raw);
         match idempotency::begin(&mut tx, user, key, what.sign().as_ref()).await? {

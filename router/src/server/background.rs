@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use gmah_shared::catalog::holders;
 use gmah_shared::catalog::listen::Topic;
-use gmah_shared::catalog::{Store, StoreError};
+use gmah_shared::catalog::{Holder, Store, StoreError};
 use gmah_shared::hostname::Hostname;
 use gmah_shared::secret::MasterKey;
 use gmah_shared::token::Keyring;
@@ -19,11 +20,12 @@ use crate::certs::tickets::Tickets;
 /// Reads the keys at a notice, and now and then.
 pub(super) async fn keep_keys(
     store: Store,
+    holder: Holder,
     keyring: Arc<ArcSwap<Keyring>>,
     reload: Arc<Notify>,
 ) -> std::convert::Infallible {
     loop {
-        match store.keyring(true).await {
+        match store.refresh_keys(&holder, true).await {
             Ok(ring) => keyring.store(Arc::new(ring)),
             Err(e) => tracing::warn!(error = %e, "signing keys not read"),
         }
@@ -152,5 +154,5 @@ pub(super) async fn read_base(
     Ok(())
 }
 
-const KEYS_EVERY: Duration = Duration::from_secs(20);
+const KEYS_EVERY: Duration = holders::TOLD_EVERY;
 const KEYS_RETRY: Duration = Duration::from_millis(250);

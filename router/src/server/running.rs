@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use gmah_shared::catalog::Store;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::token::Keyring;
@@ -42,6 +43,7 @@ pub struct RunningRouter {
     pub(super) hard_stop: CancellationToken,
     pub(super) tracker: TaskTracker,
     pub(super) tasks: Tasks,
+    pub(super) holding: (Store, uuid::Uuid),
     pub(super) orders: Tasks,
     pub(super) orderers: Vec<Arc<Acme>>,
     pub(super) certificates: Arc<Certificates>,
@@ -109,6 +111,8 @@ impl RunningRouter {
         let (_, watchers) = self.reloadable.current.into_inner();
         watchers.stop(Duration::from_secs(1)).await;
         self.tasks.stop(Duration::from_secs(5)).await;
+        let (store, id) = self.holding;
+        store.forget_holder(id).await;
         if let Some(traces) = self.traces {
             traces.stop().await;
         }

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::holders;
 use super::policy::{Branding, Limits, Maintenance, MaintenanceMode, Policy, PoolOverrides};
 use super::{EdgeTenant, Placement, Tenant, TenantDetail};
 use crate::hostname::Hostname;
@@ -225,7 +226,11 @@ impl Store {
         rows.first().map(read).transpose()
     }
 
-    async fn many(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn many(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, StoreError> {
         let asked = async {
             let client = self.pool.get().await.map_err(StoreError::Pool)?;
             let held = Broken(Some(client));
@@ -392,6 +397,10 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("base_certificate", BASE_CERTIFICATE),
     ("ticket_secrets", TICKET_SECRETS),
     ("challenges", CHALLENGES),
+    ("derivation", holders::DERIVATION),
+    ("make_derivation", holders::MAKE_DERIVATION),
+    ("tell_keys", holders::TELL),
+    ("forget_holder", holders::FORGET),
 ];
 
 /// Indexes: organizations_slug, then the primary key of plans.

@@ -147,6 +147,11 @@ impl Keyring {
         self.verifying.get(kid)
     }
 
+    /// Ids of the keys that verify.
+    pub fn kids(&self) -> Vec<&str> {
+        self.verifying.keys().map(|kid| &**kid).collect()
+    }
+
     /// How many keys verify.
     pub fn len(&self) -> usize {
         self.verifying.len()

@@ -1,0 +1,226 @@
+//! The master key, exchanged while everything runs.
+//!
+//! ```text
+//! new key in the file ─► every node opens with it ─► first line of the file ─► every node seals with it
+//!     ─► whatever an older one sealed is sealed anew ─► the older ones may go
+//! ```
+//!
+//! The steps are told from the file and from `master_keys`: killed at any moment, another run goes on where this one was.
+//! On more than one machine the file is copied to the others while this waits for them.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::Path;
+use std::time::Duration;
+
+use gmah_shared::secret::MasterKey;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{Control, ControlError, During as _};
+
+/// What came of an exchange.
+#[derive(Debug, Serialize)]
+pub struct Reseals {
+    /// Id of the key that seals now.
+    pub id: String,
+    /// Secrets that were sealed anew.
+    pub resealed: u64,
+    /// Ids of older keys that still open.
+    pub older: Vec<String>,
+}
+
+/// Where the master keeps something that is sealed.
+struct Place {
+    table: &'static str,
+    column: &'static str,
+    /// The context that it was sealed for, as an expression of the row.
+    context: &'static str,
+}
+
+const fn place(table: &'static str, column: &'static str, context: &'static str) -> Place {
+    Place { table, column, context }
+}
+
+const PLACES: [Place; 8] = [
+    place("signing_keys", "private_key", "'signing_keys/' || kid"),
+    place(
+        "certificates",
+        "private_key",
+        "'certificates/' || case when base_domain is null then domain_id::text else '*.' || base_domain end",
+    ),
+    place("acme_accounts", "credentials", "'acme_accounts/' || directory"),
+    place("ticket_secrets", "secret", "'ticket_secrets'"),
+    place("platform_secrets", "secret", "'platform_secrets/' || name"),
+    place("database_servers", "admin_password", "'database_servers/' || name"),
+    place("organizations", "role_password", "'organizations/' || id || '/role'"),
+    place("organization_keys", "secrets", "'organizations/' || organization_id || '/data'"),
+];
+
+/// Rows that are read at once.
+const BATCH: i64 = 500;
+/// Whatever a node sealed with the older key before it had the new one is written by then.
+const SETTLE: Duration = Duration::from_secs(5);
+/// `gmah` and `mkey` in ASCII.
+const LOCK: i64 = 0x676d_6168_6d6b_6579;
+const WHAT: &str = "exchanging the master key";
+
+impl Control {
+    /// Exchanges the master key. With `forget_older` the older ones are taken out of the file at the end.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when the key is not in a file, the file cannot be written, another exchange is under
+    /// way, or a node does not learn of the key; whatever was sealed opens all the same.
+    pub async fn rotate_master_key(
+        &mut self,
+        forget_older: bool,
+        patience: Duration,
+    ) -> Result<Reseals, ControlError> {
+        let key = self.settings.master_key.clone();
+        // Of this session: it goes with it.
+        let alone = self.master.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await.during(WHAT)?;
+        if !alone.get::<_, bool>(0) {
+            return Err(ControlError::Refused("somebody else exchanges the master key right now".into()));
+        }
+        key.reload()?;
+        let new = match self.unfinished(&key).await? {
+            Some(id) => id,
+            None => self.newer_master_key(&key).await?,
+        };
+        self.wait_for_nodes("$1 = any (master_keys)", &new, &format!("master key {new}"), patience).await?;
+        if key.ids().first() != Some(&new) {
+            let at = key.ids().iter().position(|id| *id == new).unwrap_or_default();
+            rewrite(&key, |lines| lines[..=at].rotate_right(1))?;
+        }
+        self.wait_for_nodes("$1 = master_keys[1]", &new, &format!("master key {new} as the first"), patience)
+            .await?;
+        let mut resealed = self.reseal(&key, &new).await?;
+        if forget_older && key.ids().len() > 1 {
+            tokio::time::sleep(SETTLE).await;
+            resealed += self.reseal(&key, &new).await?;
+        }
+        let count = i64::try_from(resealed).unwrap_or(i64::MAX);
+        self.master
+            .execute(
+                "with done as (insert into master_keys (id, done_at) values ($1, now())
+                               on conflict (id) do update set done_at = now())
+                 insert into audit_log (actor, action, detail)
+                 values ('cli', 'key.rotate_master', jsonb_build_object('id', $1::text, 'resealed', $2::bigint))",
+                &[&new, &count],
+            )
+            .await
+            .during(WHAT)?;
+        if forget_older && key.ids().len() > 1 {
+            rewrite(&key, |lines| lines.truncate(1))?;
+        }
+        let older = key.ids().split_off(1);
+        Ok(Reseals { id: new, resealed, older })
+    }
+
+    /// A key that an earlier run made and did not finish with; or one that somebody put before the others by hand.
+    async fn unfinished(&self, key: &MasterKey) -> Result<Option<String>, ControlError> {
+        let ids = key.ids();
+        let rows = self
+            .master
+            .query(
+                "select id, done_at is null as unfinished from master_keys where id = any ($1)
+                 order by created_at desc, id",
+                &[&ids],
+            )
+            .await
+            .during(WHAT)?;
+        let begun = rows.iter().find(|r| r.get("unfinished")).map(|r| r.get("id"));
+        let known: Vec<String> = rows.iter().map(|r| r.get("id")).collect();
+        let by_hand = ids.first().filter(|id| ids.len() > 1 && !known.contains(id));
+        Ok(begun.or_else(|| by_hand.cloned()))
+    }
+
+    /// A new key as the file's last line, where it opens and does not seal.
+    async fn newer_master_key(&self, key: &MasterKey) -> Result<String, ControlError> {
+        if key.file().is_none() {
+            return Err(ControlError::Refused(
+                "the master key comes from a variable: put a new one (`head -c 32 /dev/urandom | base64`) after it as \
+                 a second line, restart every node, put it before the other, restart every node, and run this again"
+                    .into(),
+            ));
+        }
+        let text = MasterKey::generate_text();
+        let id = MasterKey::parse(&text)?.ids().swap_remove(0);
+        self.master
+            .execute("insert into master_keys (id) values ($1)", &[&id])
+            .await
+            .during("noting the new master key")?;
+        rewrite(key, |lines| lines.push(text.expose_secret().to_owned()))?;
+        Ok(id)
+    }
+
+    /// Seals anew until nothing is left that another key sealed.
+    async fn reseal(&self, key: &MasterKey, new: &str) -> Result<u64, ControlError> {
+        let mut resealed = 0;
+        for Place { table, column, context } in &PLACES {
+            let read = format!(
+                "select ctid::text as at, {context} as context, {column} as sealed from {table}
+                 where encode(substring({column} from 2 for 4), 'hex') <> $1 limit {BATCH}"
+            );
+            // Whoever changed the row meanwhile sealed it, and the next look finds with what.
+            let write =
+                format!("update {table} set {column} = $3 where ctid = $1::text::tid and {column} = $2");
+            loop {
+                let rows = self.master.query(&read, &[&new]).await.during(WHAT)?;
+                if rows.is_empty() {
+                    break;
+                }
+                for row in &rows {
+                    let (at, context, sealed): (String, String, Vec<u8>) =
+                        (row.get("at"), row.get("context"), row.get("sealed"));
+                    let plain = Zeroizing::new(key.open(&context, &sealed).map_err(|e| {
+                        ControlError::Refused(format!(
+                            "{table}: what is sealed for {context} does not open: {e}"
+                        ))
+                    })?);
+                    let anew = key.seal(&context, &plain)?;
+                    resealed += self.master.execute(&write, &[&at, &sealed, &anew]).await.during(WHAT)?;
+                }
+            }
+        }
+        Ok(resealed)
+    }
+}
+
+/// Changes the lines of the key's file, whole or not at all, and keeps its owner and mode.
+fn rewrite(key: &MasterKey, change: impl FnOnce(&mut Vec<String>)) -> Result<(), ControlError> {
+    let file =
+        key.file().ok_or_else(|| ControlError::Refused("the master key comes from a variable".into()))?;
+    let refused = |e: std::io::Error| ControlError::Refused(format!("{}: {e}", file.display()));
+    let text = Zeroizing::new(fs::read_to_string(file).map_err(refused)?);
+    let mut lines: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
+    change(&mut lines);
+    let new = Zeroizing::new(lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    lines.iter_mut().for_each(zeroize::Zeroize::zeroize);
+    // What a link leads to is replaced, not the link.
+    let file = fs::canonicalize(file).map_err(refused)?;
+    replace(&file, new.as_bytes()).map_err(refused)?;
+    Ok(key.reload()?)
+}
+
+fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let old = fs::metadata(file)?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let half = file.with_extension("new");
+    match fs::remove_file(&half) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut out = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&half)?;
+    out.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+    let new = out.metadata()?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+        chown(&half, Some(old.uid()), Some(old.gid()))?;
+    }
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    fs::rename(&half, file)?;
+    fs::File::open(folder)?.sync_all()
+}

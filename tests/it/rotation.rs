@@ -1,0 +1,202 @@
+//! K-18: keys of the platform are exchanged while everything runs, and nobody notices.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use gmah_shared::secret::MasterKey;
+use secrecy::ExposeSecret as _;
+use serde_json::json;
+
+use crate::harness::dev::{address, text};
+use crate::harness::{Dev, eventually, http, roles};
+
+/// Requests that go on until told to stop: reads through the tenant token, writes under an `Idempotency-Key`.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Traffic {
+    async fn start(dev: &Arc<Dev>) -> Self {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let token = format!("Bearer {}", dev.login("lyon").await);
+        let (dev, stopped, counted) = (dev.clone(), stop.clone(), served.clone());
+        let task = gmah_shared::tasks::detach("traffic", async move {
+            let mut faults = Vec::new();
+            while !stopped.load(Ordering::Acquire) {
+                let n = counted.fetch_add(1, Ordering::AcqRel);
+                let seen = dev.get("paris", "/api/v1/tenant").await;
+                if seen.status != 200 {
+                    faults.push(format!("{seen:?}"));
+                }
+                let key = format!("write-{n}");
+                let headers = [("Authorization", &*token), ("Idempotency-Key", &*key)];
+                let member = json!({"first_name": "n", "last_name": key});
+                // Twice: the second is the stored answer, told by a key that is derived.
+                let first = dev.post("lyon", "/api/v1/members", &headers, &member).await;
+                let again = dev.post("lyon", "/api/v1/members", &headers, &member).await;
+                if first.status != 201 || again.json()["id"] != first.json()["id"] {
+                    faults.push(format!("{first:?} {again:?}"));
+                }
+            }
+            faults
+        });
+        Self { stop, served, task }
+    }
+
+    /// None of the requests may have failed, and some must have been sent meanwhile.
+    async fn end(self) {
+        let so_far = self.served.load(Ordering::Acquire);
+        let more = || async { self.served.load(Ordering::Acquire) };
+        eventually("traffic goes on", Duration::from_secs(20), more, |n| *n > so_far + 3).await;
+        self.stop.store(true, Ordering::Release);
+        assert_eq!(self.task.await.expect("traffic"), Vec::<String>::new());
+    }
+}
+
+fn key_file(dev: &Dev) -> PathBuf {
+    dev.settings().master_key.file().expect("a file").to_owned()
+}
+
+/// How many of the master's secrets are sealed with another key than that one.
+async fn sealed_otherwise(dev: &Dev, id: &str) -> String {
+    let columns = [
+        "select private_key from signing_keys",
+        "select private_key from certificates",
+        "select credentials from acme_accounts",
+        "select secret from ticket_secrets",
+        "select secret from platform_secrets",
+        "select admin_password from database_servers",
+        "select role_password from organizations",
+        "select secrets from organization_keys",
+    ];
+    let all = columns.join(" union all ");
+    let sql = format!(
+        "select count(*) filter (where encode(substring(s from 2 for 4), 'hex') <> '{id}') || '/'
+             || (count(s) > 8) from ({all}) as sealed(s)"
+    );
+    dev.value("gmah_master", &sql).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_the_master_key_is_exchanged_under_traffic() {
+    let dev = Arc::new(Dev::start().await);
+    let token = dev.login("paris").await;
+    for name in ["Ada", "Grace", "Joan"] {
+        let member = json!({"first_name": name, "last_name": "x"});
+        let headers = [("Authorization", &*format!("Bearer {token}"))];
+        assert_eq!(dev.post("paris", "/api/v1/members", &headers, &member).await.status, 201);
+    }
+    let page = dev.get_as("paris", "/api/v1/members?limit=2", &token).await.json();
+    let next = format!("/api/v1/members?limit=2&cursor={}", text(&page["next_cursor"]));
+    let second_page = dev.get_as("paris", &next, &token).await.json();
+    assert!(second_page["items"].as_array().is_some_and(|i| !i.is_empty()), "{second_page}");
+    // A node in another process would have the file from its operator; this one reads the same.
+    let second = roles::api(&dev, |_, _| {}).await;
+    let traffic = Traffic::start(&dev).await;
+    let rotated = dev.cli_json(&["key", "rotate", "master"]).await;
+    let id = text(&rotated["id"]).to_owned();
+    assert_eq!(rotated["older"].as_array().map(Vec::len), Some(1), "{rotated}");
+    assert!(rotated["resealed"].as_u64() > Some(8), "{rotated}");
+    assert_eq!(sealed_otherwise(&dev, &id).await, "0/true");
+    assert_eq!(dev.settings().master_key.ids()[0], id);
+    // New secrets, too, are the new key's; and what had been derived from the older one holds.
+    let password = dev.create("later").await;
+    dev.login_as("later", "admin@later.example", &password).await;
+    assert_eq!(sealed_otherwise(&dev, &id).await, "0/true");
+    assert_eq!(dev.get_as("paris", &next, &token).await.json(), second_page);
+    // Once more, and the older ones go.
+    let again = dev.cli_json(&["key", "rotate", "master", "--forget-older"]).await;
+    assert_ne!(again["id"], rotated["id"]);
+    assert_eq!((&again["older"], dev.settings().master_key.ids().len()), (&json!([]), 1));
+    assert_eq!(sealed_otherwise(&dev, text(&again["id"])).await, "0/true");
+    traffic.end().await;
+    second.stop().await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(key_file(&dev)).expect("file").permissions(),
+    );
+    assert_eq!(mode & 0o7777, 0o600);
+    let audited = "select count(*) from audit_log where action = 'key.rotate_master'";
+    assert_eq!(dev.value("gmah_master", audited).await, "2");
+    // Whoever starts now knows the new one only.
+    let Ok(dev) = Arc::try_unwrap(dev) else { panic!("still in use") };
+    let dev = Dev::start_in(dev.stop().await, &[]).await;
+    let token = dev.login("paris").await;
+    assert_eq!(dev.get_as("paris", &next, &token).await.json(), second_page);
+}
+
+/// Nothing is sealed with a key that a node does not know; and an exchange that was cut short goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_a_node_without_the_new_key_stops_the_exchange() {
+    let dev = Dev::start().await;
+    let file = key_file(&dev);
+    let before = std::fs::read_to_string(&file).expect("file");
+    let known = dev.settings().master_key.ids();
+    dev.execute(
+        "gmah_master",
+        "insert into key_holders (node_id, role, address, master_keys, signing_keys, seen_at)
+         values (gen_random_uuid(), 'api', '192.0.2.1:9', '{00000000}', '{}', now() + interval '1 hour')",
+    )
+    .await;
+    for which in ["signing", "master"] {
+        let out = dev.cli(&["key", "rotate", which, "--wait", "1s"]).await;
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{said}");
+        assert!(said.contains("api 192.0.2.1:9") && !said.contains("127.0.0.1"), "{said}");
+    }
+    assert_eq!(sealed_otherwise(&dev, &known[0]).await, "0/true");
+    let begun = dev.settings().master_key.ids();
+    assert_eq!((begun.len(), &begun[0]), (2, &known[0]));
+    assert!(std::fs::read_to_string(&file).expect("file").starts_with(before.trim_end()));
+    assert_eq!(dev.value("gmah_master", "select count(*) from signing_keys where state = 'next'").await, "1");
+    // It is gone: the same keys are finished with, and no others made.
+    dev.execute("gmah_master", "delete from key_holders where address = '192.0.2.1:9'").await;
+    let rotated = dev.cli_json(&["key", "rotate", "master"]).await;
+    assert_eq!(rotated["id"], begun[1]);
+    dev.cli_json(&["key", "rotate"]).await;
+    assert_eq!(dev.value("gmah_master", "select count(*) from signing_keys").await, "2");
+    // A key that somebody put before the others is taken as it is.
+    let own = MasterKey::generate_text();
+    let all = std::fs::read_to_string(&file).expect("file");
+    std::fs::write(&file, format!("{}\n{all}", own.expose_secret())).expect("written");
+    let by_hand = dev.cli_json(&["key", "rotate", "master", "--forget-older"]).await;
+    assert_eq!(by_hand["id"], MasterKey::parse(&own).expect("key").ids()[0]);
+    assert_eq!(std::fs::read_to_string(&file).expect("file").trim_end(), own.expose_secret());
+    assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200);
+    // A file that cannot be written, and a secret that does not open.
+    let config = std::fs::read_to_string(text(&dev.info["config"])).expect("configuration");
+    let line = config.lines().find(|l| l.starts_with("master_key_file")).expect("line");
+    let path = dev.folder().join("data/variable.toml");
+    std::fs::write(&path, config.replace(line, "master_key_env = \"PWD_OF_NOBODY\"")).expect("written");
+    let out = dev.cli(&["--config", &path.display().to_string(), "key", "rotate", "master"]).await;
+    assert_eq!(out.status.code(), Some(2), "a variable that is not set");
+    dev.execute("gmah_master", "update platform_secrets set secret = '\\x01aabbccdd'").await;
+    let out = dev.cli(&["key", "rotate", "master", "--wait", "20s"]).await;
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("platform_secrets/derivation"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_the_signing_key_is_exchanged_under_traffic() {
+    let dev = Arc::new(Dev::start().await);
+    let second = roles::api(&dev, |_, _| {}).await;
+    let traffic = Traffic::start(&dev).await;
+    let first = dev.value("gmah_master", "select kid from signing_keys where state = 'active'").await;
+    let mut kids = vec![first];
+    for _ in 0..3 {
+        let rotated = dev.cli_json(&["key", "rotate"]).await;
+        assert_eq!(text(&rotated["retired"]), kids[kids.len() - 1]);
+        kids.push(text(&rotated["kid"]).to_owned());
+    }
+    traffic.end().await;
+    second.stop().await;
+    let jwks = http::plain(address(&dev.info["admin"]), "/.well-known/jwks.json").await.json();
+    let mut published: Vec<_> =
+        jwks["keys"].as_array().expect("keys").iter().map(|k| text(&k["kid"]).to_owned()).collect();
+    published.sort();
+    kids.sort();
+    assert_eq!(published, kids, "the older ones verify on");
+}
