@@ -248,7 +248,7 @@ async fn current(app: &Arc<App>, token: &VerifiedToken) -> Result<Hit<DetailRow>
 }
 
 /// The authority of the request itself: one `Host`, or `:authority` of HTTP/2.
-fn own_host(request: &Request) -> Option<Hostname> {
+pub(crate) fn own_host(request: &Request) -> Option<Hostname> {
     let mut hosts = request.headers().get_all(http::header::HOST).iter();
     let first = hosts.next();
     if hosts.next().is_some() {
@@ -263,7 +263,7 @@ fn own_host(request: &Request) -> Option<Hostname> {
 }
 
 /// The router's request id, if it looks like one.
-fn request_id(headers: &HeaderMap) -> String {
+pub(crate) fn request_id(headers: &HeaderMap) -> String {
     headers
         .get("x-request-id")
         .and_then(|v| v.to_str().ok())

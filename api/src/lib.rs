@@ -29,6 +29,7 @@ pub mod mail;
 pub mod metrics;
 pub mod modules;
 pub mod openapi;
+pub mod platform;
 pub mod pool;
 pub mod repo;
 pub mod routes;

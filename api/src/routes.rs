@@ -45,7 +45,7 @@ use crate::repo::sessions::Listed;
 use crate::repo::users::User;
 use crate::server::App;
 use crate::settings::{CoreSettings, LoansSettings, PatientsSettings};
-use crate::{context, openapi};
+use crate::{context, openapi, platform};
 
 /// Every route.
 #[rustfmt::skip]
@@ -212,7 +212,7 @@ fn is_compressible(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extension
 const SMALL: u64 = 1024;
 
 /// A handler that panics is a fault of ours, and the client's connection is not.
-fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+pub(crate) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     tracing::error!("a handler panicked");
     ApiError::Internal.into_response()
 }
@@ -237,6 +237,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_compressible))
+        .layer(from_fn_with_state((app.clone(), platform::router(&app)), platform::split))
         .with_state(app)
 }
 

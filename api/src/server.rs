@@ -19,7 +19,7 @@ use gmah_shared::secret::Derivation;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::tenant::{TenantId, TenantSlug};
-use gmah_shared::token::{AUDIENCE_API, Keyring, Verifier};
+use gmah_shared::token::{AUDIENCE_API, AUDIENCE_PLATFORM, Keyring, Verifier};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -38,6 +38,7 @@ use crate::files::Files;
 use crate::handlers::Cursors;
 use crate::mail::{self, MailError, Mailer, Relay};
 use crate::metrics::Metrics;
+use crate::platform::Platform;
 use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
 use crate::{admin, chores, routes};
@@ -48,6 +49,8 @@ pub struct App {
     pub config: ApiConfig,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// The platform's own host.
+    pub platform: Platform,
     /// Token check.
     pub tokens: TokenCheck,
     /// Organisations by id.
@@ -129,7 +132,16 @@ impl Names {
     /// The authority of links to an organisation that was asked at `host`: where that is nobody's own, its own.
     pub fn authority(&self, slug: &TenantSlug, host: &Hostname) -> String {
         let own = if self.neutral.contains(host) { self.host_of(slug) } else { host.clone() };
-        if self.port == 443 { own.to_string() } else { format!("{own}:{}", self.port) }
+        self.with_port(&own)
+    }
+
+    /// The authority below which every organisation has its name.
+    pub fn base_authority(&self) -> String {
+        self.with_port(&self.base)
+    }
+
+    fn with_port(&self, host: &Hostname) -> String {
+        if self.port == 443 { host.to_string() } else { format!("{host}:{}", self.port) }
     }
 }
 
@@ -235,6 +247,10 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     let traces = traces.transpose().map_err(StartError::Traces)?;
     let app = Arc::new(App {
         tracer: traces.as_ref().map(Traces::tracer),
+        platform: Platform::new(
+            settings.platform_host.clone(),
+            Verifier::new(keyring.clone(), AUDIENCE_PLATFORM),
+        ),
         tokens: TokenCheck::new(Verifier::new(keyring.clone(), AUDIENCE_API), metrics.clone()),
         catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
         pools: Registry::new(config.pool.clone(), metrics.clone()),

@@ -7,13 +7,14 @@ use arc_swap::ArcSwapOption;
 use gmah_shared::catalog::{Cache, EdgeTenant, Hit, Loader, Lookup, Policy, Record, Store, Tenant};
 use gmah_shared::config::Settings;
 use gmah_shared::hostname::Hostname;
-use gmah_shared::tenant::{Generation, TenantId, TenantSlug};
-use gmah_shared::token::{MAX_LIFE_SECONDS, Signer, now_seconds};
+use gmah_shared::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
+use gmah_shared::token::{AUDIENCE_PLATFORM, MAX_LIFE_SECONDS, Signer, now_seconds};
 use http::HeaderValue;
 
 use crate::limits::{Limiter, Limiters};
 use crate::metrics::{Metrics, TenantSeries};
 use crate::reject::Rejection;
+use crate::upstream::{Pool, Pools};
 
 /// How a tenant is asked for. The key of the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,6 +23,8 @@ pub enum Name {
     Slug(TenantSlug),
     /// A custom domain.
     Domain(Hostname),
+    /// The platform's own host, which is no tenant.
+    Platform,
 }
 
 /// A tenant, and what belongs to it at the edge.
@@ -114,6 +117,7 @@ impl Resolver {
             let asked = match name {
                 Name::Slug(slug) => store.by_slug(slug.clone()),
                 Name::Domain(host) => store.by_domain(host.clone()),
+                Name::Platform => return Box::pin(async { Ok(Some(Route::platform())) }),
             };
             Box::pin(async move { Ok(asked.await?.map(Route::new)) })
         })
@@ -138,8 +142,10 @@ impl Resolver {
         if self.neutral.contains(host) {
             return neutral(target, header);
         }
-        // The platform's own host is no tenant, and nothing of it is served through this pool.
-        if *host == self.platform || *host == self.base {
+        if *host == self.platform {
+            return Ok(Asked { name: Name::Platform, target: None, is_neutral: false });
+        }
+        if *host == self.base {
             return Err(Rejection::UnknownHost);
         }
         let under_base =
@@ -176,7 +182,7 @@ impl Resolver {
         self.cache.forget_if(name, |route| route.tenant.generation <= used);
     }
 
-    /// The token for a tenant under the host of the request, for one pool's audience.
+    /// The token for a tenant under the host of the request, for one pool's audience; the platform has its own.
     ///
     /// # Errors
     /// [`Rejection::NoSigningKey`].
@@ -184,9 +190,10 @@ impl Resolver {
         &self,
         route: &Route,
         host: &Hostname,
-        audience: &str,
+        pool: &Pool,
         is_neutral: bool,
     ) -> Result<HeaderValue, Rejection> {
+        let audience = if route.is_platform() { AUDIENCE_PLATFORM } else { &pool.audience };
         let now = now_seconds();
         // A route has one host of its own; on a neutral host tokens are minted for each request.
         if !is_neutral
@@ -199,7 +206,12 @@ impl Resolver {
             return Ok(minted.value.clone());
         }
         let t = &route.tenant;
-        let text = self.signer.sign(audience, t.id, &t.slug, host, t.generation, now).map_err(|e| {
+        let signed = if route.is_platform() {
+            self.signer.sign_platform(host, now)
+        } else {
+            self.signer.sign(audience, t.id, &t.slug, host, t.generation, now)
+        };
+        let text = signed.map_err(|e| {
             tracing::error!(error = %e, "no token");
             Rejection::NoSigningKey
         })?;
@@ -247,7 +259,31 @@ impl Route {
             inherited: OnceLock::new(),
         }
     }
+
+    /// The platform's own host: of no organisation, and always open.
+    fn platform() -> Self {
+        let (id, slug) = (TenantId::from_uuid(uuid::Uuid::nil()), TenantSlug::platform());
+        let (status, generation) = (TenantStatus::Active, Generation(0));
+        let tenant = Tenant { id, slug, status, generation, revision: 0 };
+        Self::new(EdgeTenant { tenant, policy: Policy::default() })
+    }
+
+    /// Whether it is the platform's own host.
+    pub fn is_platform(&self) -> bool {
+        self.tenant.id.as_uuid().is_nil()
+    }
+
+    /// The pool that a path goes to. The platform is the api's, whatever the path.
+    pub fn pool(&self, pools: &Pools, path: &str) -> Option<Arc<Pool>> {
+        if self.is_platform() {
+            return pools.named(PLATFORM_POOL);
+        }
+        pools.of(path, self.policy.pools.as_ref())
+    }
 }
+
+/// Where the platform itself is.
+const PLATFORM_POOL: &str = "api";
 
 /// On a neutral host the header decides, failing that the parameter; both and different is a conflict.
 fn neutral<'a>(target: &'a str, header: Option<&[u8]>) -> Result<Asked<'a>, Rejection> {

@@ -60,6 +60,11 @@ impl Pools {
         }
     }
 
+    /// The pool of that name.
+    pub fn named(&self, name: &str) -> Option<Arc<Pool>> {
+        self.by_name.get(name).cloned()
+    }
+
     /// No pool at all.
     pub fn none() -> Self {
         Self { by_name: BTreeMap::new(), rules: Vec::new() }

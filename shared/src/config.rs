@@ -39,7 +39,7 @@ pub struct Settings {
     pub public_https_port: u16,
     /// Hosts on which `X-Tenant-ID` and `?tenant=` decide. Default: `app.BASE`.
     pub neutral_hosts: Vec<Hostname>,
-    /// The platform's own host, which is no tenant. Default: `admin.BASE`.
+    /// The platform's own host, which is no tenant; the pool `api` answers for it. Default: `admin.BASE`.
     pub platform_host: Hostname,
     /// Modules of a new organisation when none are named.
     pub default_modules: Vec<String>,

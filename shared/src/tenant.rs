@@ -94,6 +94,12 @@ impl TenantSlug {
         if well_formed { Ok(Self(raw.into())) } else { Err(TenantSlugError::Malformed) }
     }
 
+    /// What stands where an organisation's slug would, in series and logs, for the platform's own host. It is none:
+    /// no text parses as it.
+    pub fn platform() -> Self {
+        Self("_platform".into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

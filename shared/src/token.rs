@@ -71,6 +71,21 @@ pub struct Claims {
     pub exp: u64,
 }
 
+/// What a token for the platform's own host says: it is of no organisation. Every claim is required.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformClaims {
+    /// [`ISSUER`].
+    pub iss: String,
+    /// [`AUDIENCE_PLATFORM`].
+    pub aud: String,
+    /// The platform's host.
+    pub host: String,
+    /// Issued at, seconds since the epoch.
+    pub iat: u64,
+    /// Not valid from this second on.
+    pub exp: u64,
+}
+
 impl Serialize for TenantId {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(self)

@@ -34,6 +34,7 @@ mod members;
 mod metrics;
 mod modules;
 mod nodes;
+mod platform;
 mod pools;
 mod provision;
 mod rotation;

@@ -16,7 +16,7 @@ use crate::harness::http::{exchange, request};
 use crate::harness::{Answer, Dev};
 
 /// Speaks to the api as the router would, with the platform's own key.
-struct Forger {
+pub(crate) struct Forger {
     api: std::net::SocketAddr,
     signer: Signer,
     paris: Value,
@@ -25,7 +25,7 @@ struct Forger {
 }
 
 impl Forger {
-    async fn new(dev: &Dev) -> Self {
+    pub(crate) async fn new(dev: &Dev) -> Self {
         let settings = dev.settings();
         let pool = pg::pool(&settings.master, "test").expect("pool");
         let store = Store::new(pool, settings.master_key.clone(), std::time::Duration::from_secs(5));
@@ -39,17 +39,17 @@ impl Forger {
         }
     }
 
-    fn claims(&self) -> Value {
+    pub(crate) fn claims(&self) -> Value {
         let now = now_seconds();
         json!({"iss": "gmah-router", "aud": "gmah-api", "sub": self.paris["id"], "slug": "paris",
                "host": self.hosts[0], "gen": self.paris["generation"], "iat": now, "exp": now + 50})
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         self.signer.sign_claims(claims).expect("signed")
     }
 
-    async fn ask(&self, host: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn ask(&self, host: &str, headers: &[(&str, &str)]) -> Answer {
         let mut stream = TcpStream::connect(self.api).await.expect("connect");
         exchange(&mut stream, &request("GET", host, "/api/v1/tenant", headers, None)).await
     }
@@ -58,7 +58,7 @@ impl Forger {
         self.ask(&self.hosts[0], &[("X-Tenant-Token", token)]).await
     }
 
-    async fn refused(&self, what: &str, seen: Answer) {
+    pub(crate) async fn refused(&self, what: &str, seen: Answer) {
         assert_eq!((seen.status, seen.code()), (401, "invalid_tenant_token".into()), "{what}: {seen:?}");
         assert!(!seen.body.contains("paris") && !seen.body.contains("lyon"));
     }

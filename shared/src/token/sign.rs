@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use jsonwebtoken::{Algorithm, Header};
 
-use super::{Claims, ISSUER, Keyring, MAX_LIFE_SECONDS};
+use super::{AUDIENCE_PLATFORM, Claims, ISSUER, Keyring, MAX_LIFE_SECONDS, PlatformClaims};
 use crate::hostname::Hostname;
 use crate::tenant::{Generation, TenantId, TenantSlug};
 
@@ -52,6 +52,20 @@ impl Signer {
             slug: slug.as_str().to_owned(),
             host: host.as_str().to_owned(),
             generation,
+            iat: now,
+            exp: now + MAX_LIFE_SECONDS,
+        })
+    }
+
+    /// Signs for the platform's own host, for [`MAX_LIFE_SECONDS`] from `now`.
+    ///
+    /// # Errors
+    /// As [`Signer::sign`].
+    pub fn sign_platform(&self, host: &Hostname, now: u64) -> Result<String, SignError> {
+        self.sign_claims(&PlatformClaims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE_PLATFORM.to_owned(),
+            host: host.as_str().to_owned(),
             iat: now,
             exp: now + MAX_LIFE_SECONDS,
         })

@@ -7,8 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::{Claims, ISSUER, Keyring, LEEWAY_SECONDS, MAX_LIFE_SECONDS, MAX_TOKEN_BYTES};
+use super::{Claims, ISSUER, Keyring, LEEWAY_SECONDS, MAX_LIFE_SECONDS, MAX_TOKEN_BYTES, PlatformClaims};
 use crate::hostname::Hostname;
 use crate::tenant::{Generation, TenantId, TenantSlug};
 
@@ -91,6 +92,29 @@ impl Verifier {
     /// # Errors
     /// [`TokenError`], for the log only.
     pub fn verify(&self, token: &str, now: u64) -> Result<VerifiedToken, TokenError> {
+        let claims: Claims = self.claims(token)?;
+        self.check(&claims.iss, &claims.aud, (claims.iat, claims.exp), now)?;
+        Ok(VerifiedToken {
+            tenant: claims.sub,
+            slug: TenantSlug::parse(&claims.slug).map_err(|_| TokenError::Claims)?,
+            host: normal(&claims.host)?,
+            generation: claims.generation,
+            expires: claims.exp,
+        })
+    }
+
+    /// As [`Verifier::verify`], for a token that is of no organisation; answers the host that it was minted for.
+    ///
+    /// # Errors
+    /// [`TokenError`], for the log only.
+    pub fn verify_platform(&self, token: &str, now: u64) -> Result<Hostname, TokenError> {
+        let claims: PlatformClaims = self.claims(token)?;
+        self.check(&claims.iss, &claims.aud, (claims.iat, claims.exp), now)?;
+        normal(&claims.host)
+    }
+
+    /// The claims of a token whose signature holds.
+    fn claims<T: DeserializeOwned>(&self, token: &str) -> Result<T, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong);
         }
@@ -105,7 +129,7 @@ impl Verifier {
         }
         let ring = self.keyring.load();
         let key = ring.verifying(&header.kid).ok_or(TokenError::UnknownKey)?;
-        let data = jsonwebtoken::decode::<Claims>(token, &key.decoding, &signature_only()).map_err(|e| {
+        let data = jsonwebtoken::decode::<T>(token, &key.decoding, &signature_only()).map_err(|e| {
             use jsonwebtoken::errors::ErrorKind;
             match e.kind() {
                 ErrorKind::InvalidSignature => TokenError::Signature,
@@ -115,31 +139,27 @@ impl Verifier {
                 _ => TokenError::Malformed,
             }
         })?;
-        self.check_claims(data.claims, now)
+        Ok(data.claims)
     }
 
-    fn check_claims(&self, claims: Claims, now: u64) -> Result<VerifiedToken, TokenError> {
-        if claims.iss != ISSUER || claims.aud != *self.audience {
+    fn check(&self, iss: &str, aud: &str, (iat, exp): (u64, u64), now: u64) -> Result<(), TokenError> {
+        if iss != ISSUER || aud != &*self.audience {
             return Err(TokenError::Audience);
         }
-        let life = claims.exp.checked_sub(claims.iat).ok_or(TokenError::Time)?;
-        let expired = now >= claims.exp.saturating_add(LEEWAY_SECONDS);
-        let premature = claims.iat > now.saturating_add(LEEWAY_SECONDS);
+        let life = exp.checked_sub(iat).ok_or(TokenError::Time)?;
+        let expired = now >= exp.saturating_add(LEEWAY_SECONDS);
+        let premature = iat > now.saturating_add(LEEWAY_SECONDS);
         if life > MAX_LIFE_SECONDS || life == 0 || expired || premature {
             return Err(TokenError::Time);
         }
-        let host = Hostname::parse(&claims.host).map_err(|_| TokenError::Claims)?;
-        if host.as_str() != claims.host {
-            return Err(TokenError::Claims);
-        }
-        Ok(VerifiedToken {
-            tenant: claims.sub,
-            slug: TenantSlug::parse(&claims.slug).map_err(|_| TokenError::Claims)?,
-            host,
-            generation: claims.generation,
-            expires: claims.exp,
-        })
+        Ok(())
     }
+}
+
+/// A host as it is signed: in its normal form to the letter.
+fn normal(host: &str) -> Result<Hostname, TokenError> {
+    let parsed = Hostname::parse(host).map_err(|_| TokenError::Claims)?;
+    if parsed.as_str() == host { Ok(parsed) } else { Err(TokenError::Claims) }
 }
 
 /// The library checks the signature; claims are checked here, every one, with a leeway of our own.
