@@ -55,7 +55,7 @@ pub(crate) struct DevArgs {
     /// Throws the data away first.
     #[arg(long)]
     reset: bool,
-    /// Appended to the configuration that is written: sections like `acme`, `dns` or `router.limits`.
+    /// Sections like `acme`, `dns` or `pool` for the configuration that is written; what both say, this one decides.
     #[arg(long, value_name = "FILE")]
     extra_config: Option<PathBuf>,
     /// Folder with PostgreSQL's programs. Default: the newest found on this machine.
@@ -113,7 +113,7 @@ async fn serve(
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         None => String::new(),
     };
-    dir.write_config(base, ports, cluster, &extra)?;
+    dir.write_config(base, ports, cluster, &extra).with_context(|| "writing the configuration")?;
     let file = ConfigFile::load(&dir.config())?;
     let settings = file.settings()?;
     cli::start_logging(&settings)?;
@@ -193,6 +193,7 @@ async fn prepare(
             admin_user: cluster::SUPERUSER.into(),
             admin_password: Some(cluster.password().clone()),
             max_databases: 10_000,
+            replica_of: None,
         })
         .await?;
     migrate(&control, dir).await?;

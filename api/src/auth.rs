@@ -148,6 +148,10 @@ impl Credentials {
         if !may || (route.is_personal && !is_person) {
             return Err(ApiError::Forbidden);
         }
+        // Who asks is looked up where nothing is late: a login that has ended has ended.
+        if route.reads_only {
+            db.read_at_copy(&ctx).await?;
+        }
         Ok(Session { ctx, client, db, user, caller, route })
     }
 }

@@ -209,6 +209,9 @@ pub struct Pool {
     pub max_lifetime: HumanDuration,
     /// Deadline of one statement, kept by the server. Default 15 s.
     pub statement_timeout: HumanDuration,
+    /// How long what only reads waits for a copy of the server to show what the server shows; then the server is asked.
+    /// Default 100 ms.
+    pub replica_patience: HumanDuration,
 }
 
 impl Default for Pool {
@@ -225,6 +228,7 @@ impl Default for Pool {
             idle_timeout: HumanDuration::from_secs(60),
             max_lifetime: HumanDuration::from_secs(1800),
             statement_timeout: HumanDuration::from_secs(15),
+            replica_patience: HumanDuration::from_millis(100),
         }
     }
 }

@@ -6,19 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
+use gmah_shared::catalog::TenantDetail;
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
 use crate::pool::{Lease, PoolError};
-use crate::repo;
+use crate::repo::{self, replica};
+use crate::server::App;
 
 /// A connection to the database of one tenant, for one request.
 pub struct TenantDb {
     /// None after it was given back.
     lease: Option<Lease>,
     patience: Duration,
+    is_replica: bool,
 }
 
 /// A transaction on it. Rolled back unless committed.
@@ -41,6 +46,9 @@ pub enum DbError {
     /// Asked after the connection was given back, which is a fault of ours.
     #[error("the connection was given back")]
     GivenBack,
+    /// A copy of the server had to give a reader up, to go on with what the server did.
+    #[error("the copy of the server went on")]
+    Overtaken,
 }
 
 impl DbError {
@@ -72,7 +80,7 @@ impl DbError {
     pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
         match self {
             Self::Postgres(e) => e.as_db_error(),
-            Self::Silent | Self::GivenBack => None,
+            Self::Silent | Self::GivenBack | Self::Overtaken => None,
         }
     }
 
@@ -88,7 +96,7 @@ impl DbError {
                 let cause = e.source().map_or_else(String::new, |c| format!(": {c}"));
                 format!("{e}{cause}")
             }
-            Self::Silent | Self::GivenBack => self.to_string(),
+            Self::Silent | Self::GivenBack | Self::Overtaken => self.to_string(),
         }
     }
 }
@@ -155,7 +163,84 @@ impl TenantDb {
             },
             other => other?,
         };
-        Ok(Self { lease: Some(lease), patience: *app.config.pool.statement_timeout + MARGIN })
+        Ok(Self::on(app, lease, false))
+    }
+
+    /// The same for what only reads: at the copy of its server, if that has one.
+    ///
+    /// # Errors
+    /// As [`TenantDb::open`].
+    pub async fn open_to_read(ctx: &TenantContext) -> Result<Self, ApiError> {
+        let mut db = Self::open(ctx).await?;
+        db.read_at_copy(ctx).await?;
+        Ok(db)
+    }
+
+    fn on(app: &App, lease: Lease, is_replica: bool) -> Self {
+        let patience = *app.config.pool.statement_timeout + MARGIN;
+        Self { lease: Some(lease), patience, is_replica }
+    }
+
+    /// Goes on at the copy of the server, if it has one that shows in time whatever was committed when this was called: to
+    /// who asks, the two look the same. From then on there are only reads. Where the copy is late or away, nothing changes.
+    ///
+    /// A copy that was made a server of its own is left alone. One that follows another history than the server, after a
+    /// change of leaders, cannot be told by its position: take it out before (`gmah server remove`).
+    ///
+    /// # Errors
+    /// As [`TenantDb::open`].
+    pub async fn read_at_copy(&mut self, ctx: &TenantContext) -> Result<(), ApiError> {
+        let (app, Some(copy)) = (ctx.app(), &ctx.detail().replica) else { return Ok(()) };
+        if app.pools.rests(&copy.placement.server) {
+            app.metrics.replica("late");
+            return Ok(());
+        }
+        let position = match replica::position(self).await {
+            Ok(position) => position,
+            Err(e) => {
+                // The server itself is a copy right now, most likely: a request that reads need not care.
+                tracing::debug!(error = %e.chain(), "no position");
+                app.metrics.replica("failed");
+                return Ok(());
+            }
+        };
+        // Not held while waiting for another.
+        self.give_back();
+        let (db, result) = match Self::at_copy(app, copy, &position).await {
+            Ok(Some(db)) => (db, "served"),
+            Ok(None) => {
+                app.pools.let_rest(&copy.placement.server);
+                (Self::open(ctx).await?, "late")
+            }
+            Err(e) => {
+                tracing::debug!(error = ?e, "no copy");
+                (Self::open(ctx).await?, "failed")
+            }
+        };
+        app.metrics.replica(result);
+        *self = db;
+        Ok(())
+    }
+
+    /// A connection to a copy that has come as far as that. None when it has not in time.
+    async fn at_copy(app: &App, copy: &TenantDetail, position: &str) -> Result<Option<Self>, ApiError> {
+        let until = Instant::now() + *app.config.pool.replica_patience;
+        let Ok(lease) = timeout_at(until, app.pools.lease(copy)).await else { return Ok(None) };
+        let mut db = Self::on(app, lease?, true);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let Ok(has) = timeout_at(until + MARGIN, replica::has_replayed(&mut db, position)).await else {
+                return Ok(None);
+            };
+            if has? {
+                return Ok(Some(db));
+            }
+            if Instant::now() + pause > until {
+                return Ok(None);
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
     }
 
     /// Gives the connection back before this ends; there is no other afterwards.
@@ -193,6 +278,15 @@ impl TenantDb {
         let answer = match within(patience, client.prepare_cached(sql)).await {
             Ok(statement) => within(patience, ask(client, &statement)).await,
             Err(e) => Err(e),
+        };
+        // It is no race with anybody who writes what is read here.
+        let answer = match answer {
+            Err(DbError::Postgres(e))
+                if self.is_replica && e.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) =>
+            {
+                Err(DbError::Overtaken)
+            }
+            other => other,
         };
         if matches!(answer, Err(DbError::Silent)) {
             lease.went_silent();

@@ -12,7 +12,8 @@
 //! 6. [`handlers`]: request type, a few calls to `repo`, response type. [`routes`] lists them all.
 //!
 //! [`auth`] says who the user is, [`modules`] what an organisation has switched on, [`error`] what a client may read.
-//! [`control`] is the control plane, used by the command line.
+//! [`platform`] is what stands on the platform's own host, beside all that. [`control`] is the control plane, used by the
+//! command line.
 
 pub mod auth;
 pub mod cache;

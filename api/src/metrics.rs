@@ -1,6 +1,6 @@
 //! Metrics of the api role. Labels are slugs of tenants that exist, route patterns, or words of this file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gmah_shared::telemetry::names;
@@ -30,6 +30,7 @@ pub struct Metrics {
     routes: HistogramVec,
     /// Exports of traces.
     pub trace_exports: IntCounterVec,
+    replica_reads: IntCounterVec,
     /// Letters by what came of handing them over: `sent`, `failed`.
     pub letters: IntCounterVec,
     /// Whether notices of change come in.
@@ -112,6 +113,13 @@ impl Metrics {
                 Opts::new("gmah_api_trace_exports_total", "Exports of traces by result."),
                 &["result"],
             )?,
+            replica_reads: IntCounterVec::new(
+                Opts::new(
+                    "gmah_api_replica_reads_total",
+                    "Requests that only read and whose server has a copy, by whether that served them.",
+                ),
+                &["result"],
+            )?,
             letters: IntCounterVec::new(
                 Opts::new("gmah_api_letters_total", "Letters by what came of handing them to the relay."),
                 &["result"],
@@ -137,6 +145,10 @@ impl Metrics {
         r.register(Box::new(metrics.routes.clone()))?;
         r.register(Box::new(metrics.letters.clone()))?;
         r.register(Box::new(metrics.trace_exports.clone()))?;
+        r.register(Box::new(metrics.replica_reads.clone()))?;
+        for result in ["served", "late", "failed"] {
+            metrics.replica_reads.with_label_values(&[result]);
+        }
         for result in ["sent", "failed"] {
             metrics.letters.with_label_values(&[result]);
         }
@@ -153,6 +165,11 @@ impl Metrics {
             }
         }
         Ok(metrics)
+    }
+
+    /// Counts what only reads, where its server has a copy: `served` there, or `late`, or `failed`.
+    pub fn replica(&self, result: &'static str) {
+        self.replica_reads.with_label_values(&[result]).inc();
     }
 
     /// Counts a token check.
@@ -219,7 +236,7 @@ impl Metrics {
                 self.breakers.with_label_values(&[scope, state]).set(n);
             }
         }
-        for (n, (slug, idle, leased)) in gauges.connections.iter().enumerate() {
+        for (n, (slug, (idle, leased))) in gauges.connections.iter().enumerate() {
             if n < self.max_tenants {
                 self.pool_gauge(slug, *idle, *leased);
             } else {
@@ -255,8 +272,8 @@ const REASONS: [&str; 9] = [
 /// What the pools are like at one moment.
 #[derive(Debug, Default)]
 pub struct PoolGauges {
-    /// Slug, idle, leased.
-    pub connections: Vec<(String, usize, usize)>,
+    /// By slug: idle, leased.
+    pub connections: BTreeMap<String, (usize, usize)>,
     /// Server, its limit, places taken, requests that wait.
     pub servers: Vec<(String, usize, usize, usize)>,
     /// Breakers that are not closed: of tenants, half open and open; of servers, the same.

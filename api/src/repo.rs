@@ -17,6 +17,7 @@ pub mod outbox;
 pub mod overview;
 pub mod patients;
 pub mod payments;
+pub mod replica;
 pub mod roles;
 pub mod sessions;
 pub mod settings;
@@ -38,6 +39,8 @@ pub(crate) mod date {
 /// Every statement, by the file that holds it.
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("audit/insert", audit::INSERT),
+    ("replica/position", replica::POSITION),
+    ("replica/has_replayed", replica::HAS_REPLAYED),
     ("audit/list", audit::LIST),
     ("audit/expire", audit::EXPIRE),
     ("outbox/insert", outbox::INSERT),

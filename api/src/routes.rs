@@ -79,30 +79,30 @@ pub const TABLE: &[Route] = &[
         .may("keys.write").takes::<api_keys::Create>().creates::<api_keys::Created>(),
     Route::new("DELETE", "/api/v1/api-keys/{id}", "End a key", || delete(api_keys::delete)).personal(),
 
-    Route::new("GET", "/api/v1/users", "Users", || get(users::list)).may("users.read").lists::<User>(),
+    Route::new("GET", "/api/v1/users", "Users", || get(users::list)).reads().may("users.read").lists::<User>(),
     Route::new("POST", "/api/v1/users", "Add a user", || post(users::create)).may("users.write")
         .takes::<users::Create>().creates::<User>(),
-    Route::new("GET", "/api/v1/users/{id}", "A user", || get(users::show)).may("users.read").shows::<User>(),
+    Route::new("GET", "/api/v1/users/{id}", "A user", || get(users::show)).reads().may("users.read").shows::<User>(),
     Route::new("PATCH", "/api/v1/users/{id}", "Change a user", || patch(users::update)).may("users.write")
         .takes::<users::Update>().shows::<User>(),
     Route::new("POST", "/api/v1/users/{id}/invitation", "Invite a user once more", || post(users::invite))
         .may("users.write").accepts(),
     Route::new("DELETE", "/api/v1/users/{id}/totp", "Take a user's second factor away", || delete(users::end_totp))
         .personal().may("users.write"),
-    Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).may("users.read").lists_all::<Role>(),
+    Route::new("GET", "/api/v1/roles", "Roles", || get(roles::list)).reads().may("users.read").lists_all::<Role>(),
     Route::new("POST", "/api/v1/roles", "Add a role", || post(roles::create)).may("roles.write")
         .takes::<roles::Create>().creates::<Role>(),
     Route::new("PATCH", "/api/v1/roles/{key}", "Change a role", || patch(roles::update)).may("roles.write")
         .takes::<roles::Update>().shows::<Role>(),
     Route::new("DELETE", "/api/v1/roles/{key}", "Remove a role", || delete(roles::delete)).may("roles.write"),
 
-    Route::new("GET", "/api/v1/audit", "What was done, the newest first", || get(audit::list)).may("audit.inspect")
+    Route::new("GET", "/api/v1/audit", "What was done, the newest first", || get(audit::list)).reads().may("audit.inspect")
         .asks(audit::QUERY).lists::<Entry>(),
 
-    Route::new("GET", "/api/v1/files", "Files", || get(files::list)).may("files.read").asks(files::QUERY).lists::<File>(),
+    Route::new("GET", "/api/v1/files", "Files", || get(files::list)).reads().may("files.read").asks(files::QUERY).lists::<File>(),
     Route::new("POST", "/api/v1/files", "Bring a file", || post(files::create)).may("files.write").asks(files::ABOUT)
         .takes_file(files::MEDIA_TYPE).slow().creates::<File>(),
-    Route::new("GET", "/api/v1/files/{id}", "What a file is", || get(files::show)).may("files.read").shows::<File>(),
+    Route::new("GET", "/api/v1/files/{id}", "What a file is", || get(files::show)).reads().may("files.read").shows::<File>(),
     Route::new("GET", "/api/v1/files/{id}/content", "Its bytes", || get(files::content)).may("files.read")
         .gives("*/*"),
     Route::new("DELETE", "/api/v1/files/{id}", "Remove a file", || delete(files::delete)).may("files.write"),
@@ -118,7 +118,7 @@ pub const TABLE: &[Route] = &[
         .of(LOANS).may("settings.write").takes::<LoansSettings>().shows::<LoansSettings>(),
     Route::new("GET", "/api/v1/overview/loans", "The society at a glance", || get(overview::loans)).of(LOANS)
         .may("loans.read").shows::<LoansOverview>(),
-    Route::new("GET", "/api/v1/members", "Members", || get(members::list)).of(LOANS).may("members.read")
+    Route::new("GET", "/api/v1/members", "Members", || get(members::list)).reads().of(LOANS).may("members.read")
         .asks(members::QUERY).lists::<Member>(),
     Route::new("POST", "/api/v1/members", "Add a member", || post(members::create)).of(LOANS).may("members.write")
         .takes::<members::Create>().creates::<Member>(),
@@ -126,31 +126,31 @@ pub const TABLE: &[Route] = &[
         .may("members.write").asks(csv::QUERY).takes_file(csv::MEDIA_TYPE).shows::<csv::ImportReport>(),
     Route::new("GET", "/api/v1/members/export", "All members as a file", || get(members::export_all)).of(LOANS)
         .may("members.export").gives(csv::MEDIA_TYPE),
-    Route::new("GET", "/api/v1/members/{id}", "A member", || get(members::show)).of(LOANS).may("members.read")
+    Route::new("GET", "/api/v1/members/{id}", "A member", || get(members::show)).reads().of(LOANS).may("members.read")
         .shows::<Member>(),
     Route::new("PATCH", "/api/v1/members/{id}", "Change a member", || patch(members::update)).of(LOANS)
         .may("members.write").takes::<members::Update>().shows::<Member>(),
-    Route::new("GET", "/api/v1/families", "Families", || get(families::list)).of(LOANS).may("members.read")
+    Route::new("GET", "/api/v1/families", "Families", || get(families::list)).reads().of(LOANS).may("members.read")
         .lists::<Family>(),
     Route::new("POST", "/api/v1/families", "Add a family", || post(families::create)).of(LOANS).may("members.write")
         .takes::<families::FamilyName>().creates::<Family>(),
-    Route::new("GET", "/api/v1/families/{id}", "A family", || get(families::show)).of(LOANS).may("members.read")
+    Route::new("GET", "/api/v1/families/{id}", "A family", || get(families::show)).reads().of(LOANS).may("members.read")
         .shows::<Family>(),
     Route::new("PATCH", "/api/v1/families/{id}", "Rename a family", || patch(families::rename)).of(LOANS)
         .may("members.write").takes::<families::FamilyName>().shows::<Family>(),
     Route::new("DELETE", "/api/v1/families/{id}", "Remove a family", || delete(families::delete)).of(LOANS)
         .may("members.write"),
-    Route::new("GET", "/api/v1/loans", "Loans", || get(loans::list)).of(LOANS).may("loans.read")
+    Route::new("GET", "/api/v1/loans", "Loans", || get(loans::list)).reads().of(LOANS).may("loans.read")
         .asks(loans::QUERY).lists::<Loan>(),
     Route::new("POST", "/api/v1/loans", "Draft a loan", || post(loans::create)).of(LOANS).may("loans.write")
         .takes::<loans::Create>().creates::<Loan>(),
-    Route::new("GET", "/api/v1/loans/{id}", "A loan and its schedule", || get(loans::show)).of(LOANS).may("loans.read")
+    Route::new("GET", "/api/v1/loans/{id}", "A loan and its schedule", || get(loans::show)).reads().of(LOANS).may("loans.read")
         .shows::<loans::Shown>(),
     Route::new("POST", "/api/v1/loans/{id}/approve", "Approve a draft", || post(loans::approve)).of(LOANS)
         .may("loans.approve").shows::<Loan>(),
     Route::new("POST", "/api/v1/loans/{id}/write-off", "Give up what is missing", || post(loans::write_off)).of(LOANS)
         .may("loans.approve").shows::<Loan>(),
-    Route::new("GET", "/api/v1/loans/{id}/payments", "Payments of a loan", || get(payments::list)).of(LOANS)
+    Route::new("GET", "/api/v1/loans/{id}/payments", "Payments of a loan", || get(payments::list)).reads().of(LOANS)
         .may("payments.read").lists::<Payment>(),
     Route::new("POST", "/api/v1/loans/{id}/payments", "Pay out, or in", || post(payments::create)).of(LOANS)
         .may("payments.write").takes::<payments::Create>().creates::<Payment>(),
@@ -184,15 +184,15 @@ pub const TABLE: &[Route] = &[
         .of(PATIENTS).may("hospitalizations.write").takes::<hospitalizations::Transfer>().shows::<Hospitalization>(),
     Route::new("POST", "/api/v1/hospitalizations/{id}/discharge", "Let a patient go", || post(hospitalizations::discharge))
         .of(PATIENTS).may("hospitalizations.write").takes::<hospitalizations::Discharge>().shows::<Hospitalization>(),
-    Route::new("GET", "/api/v1/invoices", "Invoices", || get(invoices::list)).of(PATIENTS).may("invoices.read")
+    Route::new("GET", "/api/v1/invoices", "Invoices", || get(invoices::list)).reads().of(PATIENTS).may("invoices.read")
         .asks(invoices::QUERY).lists::<Invoice>(),
     Route::new("POST", "/api/v1/invoices", "Write an invoice", || post(invoices::create)).of(PATIENTS)
         .may("invoices.write").takes::<invoices::Create>().creates::<Invoice>(),
-    Route::new("GET", "/api/v1/invoices/{id}", "An invoice", || get(invoices::show)).of(PATIENTS).may("invoices.read")
+    Route::new("GET", "/api/v1/invoices/{id}", "An invoice", || get(invoices::show)).reads().of(PATIENTS).may("invoices.read")
         .shows::<Invoice>(),
     Route::new("POST", "/api/v1/invoices/{id}/cancel", "Cancel an unpaid invoice", || post(invoices::cancel)).of(PATIENTS)
         .may("invoices.write").shows::<Invoice>(),
-    Route::new("GET", "/api/v1/invoices/{id}/payments", "Payments of an invoice", || get(invoice_payments::list))
+    Route::new("GET", "/api/v1/invoices/{id}/payments", "Payments of an invoice", || get(invoice_payments::list)).reads()
         .of(PATIENTS).may("payments.read").lists::<InvoicePayment>(),
     Route::new("POST", "/api/v1/invoices/{id}/payments", "Pay an invoice", || post(invoice_payments::create)).of(PATIENTS)
         .may("payments.write").takes::<invoice_payments::Create>().creates::<InvoicePayment>(),

@@ -77,6 +77,8 @@ pub struct TenantDetail {
     pub data_keys: Option<Arc<DataKeys>>,
     /// Where its data is.
     pub placement: Placement,
+    /// The same row, as it is entered at the copy of its server, if that has one.
+    pub replica: Option<Arc<TenantDetail>>,
 }
 
 /// Where an organisation's database is, and how the api enters it.
@@ -96,6 +98,8 @@ pub struct Placement {
     pub password: SecretString,
     /// Number that the identity row of the database must show (rule 5).
     pub number: i32,
+    /// Whether it is a copy of the server, which takes no writes.
+    pub is_replica: bool,
 }
 
 impl Placement {

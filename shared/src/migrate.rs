@@ -330,5 +330,10 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "key_rotation",
             sql: include_str!("../migrations/master/0012_key_rotation.sql"),
         },
+        Migration {
+            version: 13,
+            name: "replicas",
+            sql: include_str!("../migrations/master/0013_replicas.sql"),
+        },
     ],
 };

@@ -14,6 +14,16 @@ pub(crate) enum ServerCommand {
     Add(Add),
     /// Lists servers.
     List(Output),
+    /// Forgets a server on which no organisation is, or a copy.
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Name.
+    name: String,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +52,9 @@ pub(crate) struct Add {
     /// File with its password.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// It is a standby of that server, and serves what only reads. Its own budget of connections is as large.
+    #[arg(long, value_name = "SERVER", conflicts_with = "max_databases")]
+    replica_of: Option<String>,
     /// Most organisations on it.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=1_000_000))]
     max_databases: i32,
@@ -70,24 +83,29 @@ impl ServerCommand {
                         admin_user: add.user,
                         admin_password,
                         max_databases: add.max_databases,
+                        replica_of: add.replica_of,
                     })
                     .await?;
                 add.output.print(&serde_json::json!({ "name": name }), || format!("server {name} added"))?;
+            }
+            Self::Remove(remove) => {
+                control.remove_server(&remove.name).await?;
+                let name = &remove.name;
+                remove
+                    .output
+                    .print(&serde_json::json!({ "name": name }), || format!("server {name} removed"))?;
             }
             Self::List(output) => {
                 let servers = control.servers().await?;
                 output.print(&servers, || {
                     let mut text = String::new();
                     for s in &servers {
-                        text.push_str(&format!(
-                            "{:<20} {}:{}{}  {} of {} organisations\n",
-                            s.name,
-                            s.host,
-                            s.port,
-                            if s.tls == "disable" { "" } else { " (TLS)" },
-                            s.organizations,
-                            s.max_databases
-                        ));
+                        let tls = if s.tls == "disable" { "" } else { " (TLS)" };
+                        let holds = match &s.replica_of {
+                            Some(original) => format!("copy of {original}"),
+                            None => format!("{} of {} organisations", s.organizations, s.max_databases),
+                        };
+                        text.push_str(&format!("{:<20} {}:{}{tls}  {holds}\n", s.name, s.host, s.port));
                     }
                     text
                 })?;

@@ -158,7 +158,7 @@ impl DataDir {
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
              \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\
              \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\
-             \n[files]\nfolder = {files}\n\n{extra}",
+             \n[files]\nfolder = {files}\n",
             files = quoted(self.path("files")),
             mail = quoted(self.path("mail")),
             https = ports.https,
@@ -174,8 +174,24 @@ impl DataDir {
             api = loopback(ports.api),
             api_admin = loopback(ports.api_admin),
         );
+        let text = if extra.trim().is_empty() { text } else { merged(&text, extra)? };
         write_private(&self.config(), text.as_bytes())
     }
+}
+
+/// A configuration with another's sections put over its own, key by key.
+fn merged(own: &str, over: &str) -> anyhow::Result<String> {
+    fn put(own: &mut toml::Table, over: toml::Table) {
+        for (key, value) in over {
+            match (own.get_mut(&key), value) {
+                (Some(toml::Value::Table(own)), toml::Value::Table(over)) => put(own, over),
+                (_, value) => drop(own.insert(key, value)),
+            }
+        }
+    }
+    let mut all: toml::Table = own.parse()?;
+    put(&mut all, over.parse().context("--extra-config")?);
+    Ok(format!("# Written by `gmah dev` at every start.\n{}", toml::to_string(&all)?))
 }
 
 /// A free port, held. Below those that the kernel gives to outgoing connections (32768 and up, by default), because it is
@@ -222,5 +238,21 @@ pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| path.display().to_string()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_both_say_the_other_decides() {
+        let own = "a = 1\n[pool]\nx = 1\ny = 2\n[router.pools.api]\naddresses = [\"a\"]\n";
+        let over = "[pool]\ny = 3\n[acme]\nz = 4\n[router.pools.api]\naddresses = [\"b\", \"c\"]\n";
+        let all: toml::Table = merged(own, over).expect("merged").parse().expect("TOML");
+        let want =
+            "a = 1\n[pool]\nx = 1\ny = 3\n[acme]\nz = 4\n[router.pools.api]\naddresses = [\"b\", \"c\"]\n";
+        assert_eq!(all, want.parse::<toml::Table>().expect("TOML"));
+        assert!(merged(own, "[pool\n").is_err());
     }
 }

@@ -308,8 +308,16 @@ async fn keys_of_an_organisation_are_exchanged() {
     let code = json!({"code": device.generate(now()).to_string()});
     assert_eq!(by(&dev, &admin, "POST", "/api/v1/auth/totp/confirm", Some(code)).await.status, 200);
     // Without the key nothing opens any more, in whatever copy.
+    dev.cli_json(&["module", "enable", "paris", "patients"]).await;
+    let patient =
+        json!({"first_name": "Ada", "last_name": "x", "birth_date": "1915-12-10", "notes": "allergic"});
+    let made = by(&dev, &admin, "POST", "/api/v1/patients", Some(patient)).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let record = format!("/api/v1/patients/{}", text(&made.json()["id"]));
+    assert_eq!(by(&dev, &admin, "GET", &record, None).await.status, 200);
     dev.execute("gmah_master", "delete from organization_keys").await;
-    let code = json!({"code": device.generate(now() + 30).to_string()});
-    let gone = || by(&dev, &admin, "POST", "/api/v1/auth/totp/end", Some(code.clone()));
+    let gone = || by(&dev, &admin, "GET", &record, None);
     eventually("it is gone", Duration::from_secs(5), gone, |a| a.status == 503).await;
+    let code = json!({"code": device.generate(now() + 30).to_string()});
+    assert_eq!(by(&dev, &admin, "POST", "/api/v1/auth/totp/end", Some(code)).await.status, 503);
 }

@@ -37,6 +37,7 @@ mod nodes;
 mod platform;
 mod pools;
 mod provision;
+mod replica;
 mod rotation;
 mod society;
 mod sql;

@@ -131,7 +131,7 @@ async fn q10_tls_is_verified_or_there_is_no_connection() {
 }
 
 /// A standby of the demo's cluster, run by the same user.
-async fn standby(dev: &Dev) -> (Child, u16) {
+pub(crate) async fn standby(dev: &Dev) -> (Child, u16) {
     let data = dev.value("postgres", "show data_directory").await;
     let owner = std::fs::metadata(&data).expect("data folder").uid();
     let binaries = dev.value("postgres", "select setting from pg_config where name = 'BINDIR'").await;
@@ -173,12 +173,21 @@ async fn standby(dev: &Dev) -> (Child, u16) {
         .arg(format!("port={port}"))
         .spawn()
         .expect("standby");
+    let up = || async { connect(dev, port).await.is_ok() };
+    eventually("standby", Duration::from_secs(20), up, |up| *up).await;
+    (child, port)
+}
+
+async fn connect(dev: &Dev, port: u16) -> Result<tokio_postgres::Client, gmah_shared::pg::ConnectError> {
     let mut settings = dev.settings().master;
     settings.hosts = gmah_shared::pg::Hosts::parse("127.0.0.1", port).expect("host");
     settings.database = "postgres".into();
-    let up = || async { gmah_shared::pg::connect(&settings, "test").await.is_ok() };
-    eventually("standby", Duration::from_secs(20), up, |up| *up).await;
-    (child, port)
+    gmah_shared::pg::connect(&settings, "test").await
+}
+
+/// A superuser at another server than the demo's, which has the demo's password.
+pub(crate) async fn at(dev: &Dev, port: u16) -> tokio_postgres::Client {
+    connect(dev, port).await.expect("connected")
 }
 
 /// Of a list the member that takes writes is used, wherever it stands; the others may be away.

@@ -31,6 +31,8 @@ pub struct Server {
     pub max_databases: i32,
     /// Organisations on it that are not deleted.
     pub organizations: i64,
+    /// The server that it is a copy of, if it is one.
+    pub replica_of: Option<String>,
 }
 
 /// What a new server is.
@@ -52,6 +54,8 @@ pub struct NewServer {
     pub admin_password: Option<SecretString>,
     /// Most organisations on it.
     pub max_databases: i32,
+    /// The server that it is a copy of: then no organisation is placed on it, and what only reads may be served there.
+    pub replica_of: Option<String>,
 }
 
 /// How the control plane enters a server.
@@ -92,9 +96,10 @@ impl Control {
         }
         let known = self
             .master
-            .query_opt("select tls, tls_ca from database_servers where name = $1", &[&new.name])
+            .query_opt("select tls, tls_ca, replica_of from database_servers where name = $1", &[&new.name])
             .await
             .during("looking for the server")?;
+        let original = self.original(&new, known.as_ref().map(|r| r.get("replica_of"))).await?;
         let (tls, tls_ca) = match (new.tls, known) {
             (Some(true), _) => ("verify-full".to_owned(), new.tls_ca.clone()),
             (None, Some(known)) => (known.get("tls"), known.get("tls_ca")),
@@ -109,28 +114,10 @@ impl Control {
         )?;
         let access = Access { name: new.name.clone(), pg };
         let client = access.connect("postgres").await?;
-        let may: bool = client
-            .query_one("select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user", &[])
-            .await
-            .during("asking the server what its role may do")?
-            .get(0);
-        if !may {
-            return Err(ControlError::Refused(format!(
-                "{} on server {} may not create databases and roles",
-                new.admin_user, new.name
-            )));
+        match original {
+            Some(original) => self.is_copy(&new.name, &client, original).await?,
+            None => prepare(&new, &client).await?,
         }
-        client
-            .batch_execute(&format!(
-                "do $$ begin create role {TENANT_GROUP} nologin; exception when duplicate_object then null; end $$"
-            ))
-            .await
-            .during("creating the tenants' group")?;
-        // Organisations' roles have no business in the databases that every server has.
-        client
-            .batch_execute("revoke connect, temporary on database postgres, template1 from public")
-            .await
-            .during("closing the server's own databases")?;
         let sealed = new
             .admin_password
             .as_ref()
@@ -142,8 +129,8 @@ impl Control {
         self.master
             .execute(
                 "insert into database_servers
-                     (name, host, port, tls, tls_ca, admin_user, admin_password, max_databases)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8)
+                     (name, host, port, tls, tls_ca, admin_user, admin_password, max_databases, replica_of)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                  on conflict (name) do update set host = excluded.host, port = excluded.port,
                      tls = excluded.tls, tls_ca = excluded.tls_ca,
                      admin_user = excluded.admin_user, admin_password = excluded.admin_password,
@@ -157,11 +144,85 @@ impl Control {
                     &new.admin_user,
                     &sealed,
                     &new.max_databases,
+                    &original,
                 ],
             )
             .await
             .during("adding the server")?;
         Ok(())
+    }
+
+    /// The server that a new one is a copy of; `known` is what one of that name is, if there is one.
+    async fn original(
+        &self,
+        new: &NewServer,
+        known: Option<Option<Uuid>>,
+    ) -> Result<Option<Uuid>, ControlError> {
+        let original = match &new.replica_of {
+            None => None,
+            Some(name) => {
+                let row = self
+                    .master
+                    .query_opt("select id, replica_of from database_servers where name = $1", &[name])
+                    .await
+                    .during("looking for the server")?;
+                let row = row.ok_or_else(|| ControlError::Refused(format!("there is no server {name}")))?;
+                if row.get::<_, Option<Uuid>>("replica_of").is_some() {
+                    return Err(ControlError::Refused(format!("{name} is a copy itself")));
+                }
+                Some(row.get("id"))
+            }
+        };
+        if known.is_some_and(|is| is != original) {
+            let name = &new.name;
+            return Err(ControlError::Refused(format!(
+                "a server {name} is there already, and is no copy of that: gmah server remove {name}"
+            )));
+        }
+        Ok(original)
+    }
+
+    /// Refuses what does not follow that server.
+    async fn is_copy(&self, name: &str, client: &Client, original: Uuid) -> Result<(), ControlError> {
+        let what = "asking the server what it is a copy of";
+        let asked = "select pg_is_in_recovery(), (select system_identifier from pg_control_system())";
+        let of = self.access(original).await?;
+        let theirs = of.connect("postgres").await?.query_one(asked, &[]).await.during(what)?;
+        let ours = client.query_one(asked, &[]).await.during(what)?;
+        if !ours.get::<_, bool>(0) || ours.get::<_, i64>(1) != theirs.get::<_, i64>(1) {
+            return Err(ControlError::Refused(format!("{name} is no standby of {}", of.name)));
+        }
+        Ok(())
+    }
+
+    /// Forgets a server on which nothing is.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] while an organisation is on it, also a deleted one, or while it has copies.
+    pub async fn remove_server(&self, name: &str) -> Result<(), ControlError> {
+        let what = "removing the server";
+        let gone = self
+            .master
+            .execute(
+                "delete from database_servers s where name = $1
+                     and not exists (select from organizations o where o.server_id = s.id)
+                     and not exists (select from database_servers c where c.replica_of = s.id)",
+                &[&name],
+            )
+            .await
+            .during(what)?;
+        if gone == 1 {
+            return Ok(());
+        }
+        let there = self
+            .master
+            .query_opt("select from database_servers where name = $1", &[&name])
+            .await
+            .during(what)?;
+        Err(ControlError::Refused(match there {
+            Some(_) => format!("{name} holds organisations, or has copies: it stays"),
+            None => format!("there is no server {name}"),
+        }))
     }
 
     /// Forgets every api node and what it may have. For whoever has just started the servers, on which no node can have
@@ -183,7 +244,8 @@ impl Control {
             .master
             .query(
                 "select s.id, s.name, s.host, s.port, s.tls, s.admin_user, s.max_databases,
-                     (select count(*) from organizations o where o.server_id = s.id and o.status <> 'deleted') as organizations
+                     (select count(*) from organizations o where o.server_id = s.id and o.status <> 'deleted') as organizations,
+                     (select c.name from database_servers c where c.id = s.replica_of) as replica_of
                  from database_servers s order by s.name limit 10000",
                 &[],
             )
@@ -200,13 +262,15 @@ impl Control {
                 admin_user: r.get("admin_user"),
                 max_databases: r.get("max_databases"),
                 organizations: r.get("organizations"),
+                replica_of: r.get("replica_of"),
             })
             .collect())
     }
 
     /// The server for a new organisation: the named one, or the emptiest that has room.
     pub(crate) async fn place(&self, name: Option<&str>) -> Result<Uuid, ControlError> {
-        let servers = self.servers().await?;
+        let mut servers = self.servers().await?;
+        servers.retain(|s| s.replica_of.is_none());
         if servers.is_empty() {
             return Err(ControlError::Refused("there is no database server yet: gmah server add".into()));
         }
@@ -250,6 +314,36 @@ impl Control {
         )?;
         Ok(Access { name, pg })
     }
+}
+
+/// Refuses a server on which the role may not make databases, and makes what all organisations' roles have in common.
+async fn prepare(new: &NewServer, client: &Client) -> Result<(), ControlError> {
+    let may: bool = client
+        .query_one(
+            "select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user",
+            &[],
+        )
+        .await
+        .during("asking the server what its role may do")?
+        .get(0);
+    if !may {
+        return Err(ControlError::Refused(format!(
+            "{} on server {} may not create databases and roles",
+            new.admin_user, new.name
+        )));
+    }
+    client
+        .batch_execute(&format!(
+            "do $$ begin create role {TENANT_GROUP} nologin; exception when duplicate_object then null; end $$"
+        ))
+        .await
+        .during("creating the tenants' group")?;
+    // Organisations' roles have no business in the databases that every server has.
+    client
+        .batch_execute("revoke connect, temporary on database postgres, template1 from public")
+        .await
+        .during("closing the server's own databases")?;
+    Ok(())
 }
 
 fn postgres(

@@ -232,7 +232,7 @@ async fn piece<T: Exported>(
     is_first: bool,
 ) -> Result<Option<(Bytes, State)>, ApiError> {
     let found = {
-        let mut db = TenantDb::open(&ctx).await?;
+        let mut db = TenantDb::open_to_read(&ctx).await?;
         T::fetch(&mut db, after, PIECE).await?
     };
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());

@@ -12,7 +12,7 @@ pub async fn loans(mut session: Session) -> Result<Json<LoansOverview>, ApiError
     let (ctx, tenant) = (session.ctx.clone(), session.ctx.detail().tenant.id);
     // Asking the cache may take a while, and must not hold a connection meanwhile.
     session.db.give_back();
-    let compute = async || Ok(overview::loans(&mut TenantDb::open(&ctx).await?).await?);
+    let compute = async || Ok(overview::loans(&mut TenantDb::open_to_read(&ctx).await?).await?);
     Ok(Json(ctx.app().cache.get(tenant, "overview.loans", compute).await?))
 }
 
@@ -20,6 +20,6 @@ pub async fn loans(mut session: Session) -> Result<Json<LoansOverview>, ApiError
 pub async fn patients(mut session: Session) -> Result<Json<PatientsOverview>, ApiError> {
     let (ctx, tenant) = (session.ctx.clone(), session.ctx.detail().tenant.id);
     session.db.give_back();
-    let compute = async || Ok(overview::patients(&mut TenantDb::open(&ctx).await?).await?);
+    let compute = async || Ok(overview::patients(&mut TenantDb::open_to_read(&ctx).await?).await?);
     Ok(Json(ctx.app().cache.get(tenant, "overview.patients", compute).await?))
 }

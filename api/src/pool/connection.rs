@@ -151,7 +151,8 @@ pub(super) fn open_in(
     rx
 }
 
-/// Connects, proves, and leaves a driver behind that holds the slot. Of several hosts, the first that takes writes.
+/// Connects, proves, and leaves a driver behind that holds the slot. Of several hosts, the first that takes writes; of a
+/// copy's, the first.
 async fn open(
     detail: &TenantDetail,
     config: &PoolConfig,
@@ -213,7 +214,7 @@ async fn open_at(
         }
     };
     proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
-    if p.hosts.are_several() {
+    if p.hosts.are_several() && !p.is_replica {
         let row = client.query_one("select current_setting('transaction_read_only') = 'on'", &[]).await?;
         if row.get(0) {
             return Err(ConnectError::ReadOnly);

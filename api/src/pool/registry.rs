@@ -26,18 +26,26 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     config: Arc<PoolConfig>,
     metrics: Arc<Metrics>,
-    pools: Mutex<HashMap<TenantId, Arc<TenantPool>>>,
+    pools: Mutex<HashMap<Key, Arc<TenantPool>>>,
     servers: Mutex<HashMap<Arc<str>, Arc<Server>>>,
     start: Instant,
     /// Told when a server is new, or somebody waits for a place on one.
     short: Arc<Notify>,
 }
 
+/// A tenant has one pool where its data is, and may have another at a copy.
+type Key = (TenantId, bool);
+
 /// A PostgreSQL server.
 struct Server {
     budget: Arc<Budget<Connection>>,
     breaker: Breaker,
+    /// A copy that was late is not asked until then: milliseconds after the registry's start.
+    rests_until: AtomicU64,
 }
+
+/// How long a copy that was late is not asked.
+const REST: Duration = Duration::from_secs(1);
 
 /// The pool of one tenant at one generation.
 struct TenantPool {
@@ -265,11 +273,9 @@ impl Registry {
         let mut gauges = PoolGauges::default();
         for pool in self.pools().values() {
             let count = pool.server.budget.count(pool.id);
-            gauges.connections.push((
-                pool.detail.tenant.slug.to_string(),
-                count.idle,
-                count.all - count.idle.min(count.all),
-            ));
+            let sum = gauges.connections.entry(pool.detail.tenant.slug.to_string()).or_default();
+            sum.0 += count.idle;
+            sum.1 += count.all - count.idle.min(count.all);
             gauges.breaker("tenant", pool.breaker.standing());
         }
         for (name, server) in self.servers().iter() {
@@ -282,11 +288,25 @@ impl Registry {
 
     /// Why the breaker of a tenant's pool, or of its server, is not closed.
     pub fn breaker(&self, tenant: TenantId) -> Option<Failure> {
-        let pool = self.pools().get(&tenant)?.clone();
+        let pool = self.pools().get(&(tenant, false))?.clone();
         match (pool.breaker.standing(), pool.server.breaker.standing()) {
             (Standing::Open(why) | Standing::HalfOpen(why), _)
             | (_, Standing::Open(why) | Standing::HalfOpen(why)) => Some(why),
             (Standing::Closed, Standing::Closed) => None,
+        }
+    }
+
+    /// Whether a copy was late a moment ago.
+    pub fn rests(&self, server: &str) -> bool {
+        let now = self.0.now_ms();
+        self.servers().get(server).is_some_and(|s| now < s.rests_until.load(Ordering::Relaxed))
+    }
+
+    /// Leaves a copy that was late alone for a while, so that not every request waits for it.
+    pub fn let_rest(&self, server: &str) {
+        let until = self.0.now_ms() + u64::try_from(REST.as_millis()).unwrap_or(u64::MAX);
+        if let Some(server) = self.servers().get(server) {
+            server.rests_until.store(until, Ordering::Relaxed);
         }
     }
 
@@ -324,7 +344,8 @@ impl Registry {
     fn pool(&self, detail: &TenantDetail) -> Result<Arc<TenantPool>, PoolError> {
         let generation = detail.tenant.generation;
         let mut pools = self.pools();
-        if let Some(held) = pools.get(&detail.tenant.id) {
+        let key = (detail.tenant.id, detail.placement.is_replica);
+        if let Some(held) = pools.get(&key) {
             if held.generation > generation {
                 return Err(PoolError::Superseded(held.generation));
             }
@@ -345,7 +366,7 @@ impl Registry {
             breaker: Breaker::new(1, *config.retry_after_error, *config.max_retry_after_error),
             last_used: AtomicU64::new(self.0.now_ms()),
         });
-        let before = pools.insert(detail.tenant.id, opened.clone());
+        let before = pools.insert(key, opened.clone());
         drop(pools);
         if let Some(before) = before {
             before.server.budget.close_pool(before.id);
@@ -366,6 +387,7 @@ impl Registry {
                         *config.retry_after_error,
                         *config.max_retry_after_error,
                     ),
+                    rests_until: AtomicU64::new(0),
                 })
             })
             .clone()
@@ -383,7 +405,7 @@ impl Registry {
         }
     }
 
-    fn pools(&self) -> MutexGuard<'_, HashMap<TenantId, Arc<TenantPool>>> {
+    fn pools(&self) -> MutexGuard<'_, HashMap<Key, Arc<TenantPool>>> {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

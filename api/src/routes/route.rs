@@ -77,6 +77,8 @@ pub struct Route {
     pub is_personal: bool,
     /// Whether it may take as long as a body takes to come in.
     pub is_slow: bool,
+    /// Whether it only reads, and so may be served at a copy of the server. What is written down of who reads is a write.
+    pub reads_only: bool,
     /// What the user's role must allow.
     pub permission: Option<&'static str>,
     /// The media type of a body that is no JSON.
@@ -106,7 +108,7 @@ impl Route {
     ) -> Self {
         let (access, answers) = (Access::User, Answers::Nothing);
         let (module, permission, takes) = (None, None, None);
-        let (is_personal, is_slow, takes_file) = (false, false, None);
+        let (is_personal, is_slow, reads_only, takes_file) = (false, false, false, None);
         Self {
             method,
             path,
@@ -115,6 +117,7 @@ impl Route {
             module,
             is_personal,
             is_slow,
+            reads_only,
             takes_file,
             permission,
             takes,
@@ -127,6 +130,12 @@ impl Route {
     /// Needs no login.
     pub(super) const fn open(mut self) -> Self {
         self.access = Access::Tenant;
+        self
+    }
+
+    /// Reads and does nothing else.
+    pub(super) const fn reads(mut self) -> Self {
+        self.reads_only = true;
         self
     }
 

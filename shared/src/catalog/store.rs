@@ -322,15 +322,11 @@ fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
 fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     let tenant = tenant(row)?;
     let password = key.open_text(&format!("organizations/{}/role", tenant.id), row.get("role_password"))?;
-    let server: String = row.get("server");
-    let odd =
-        |what: &str, e: &dyn std::fmt::Display| StoreError::Row(format!("server {server}: {what}: {e}"));
-    let port = u16::try_from(row.get::<_, i32>("port")).map_err(|e| odd("port", &e))?;
-    let hosts = Hosts::parse(row.get("host"), port).map_err(|e| odd("host", &e))?;
-    let transport = Transport::parse(row.get("tls"), row.get("tls_ca")).map_err(|e| odd("tls", &e))?;
     let sealed: Vec<Vec<u8>> = row.get("data_keys");
     let data_keys = (!sealed.is_empty()).then(|| DataKeys::unwrap(key, tenant.id, &sealed)).transpose()?;
-    Ok(TenantDetail {
+    let server = server(row, "")?.ok_or_else(|| StoreError::Row(format!("{}: no server", tenant.slug)))?;
+    let replica = self::server(row, "replica_")?;
+    let mut detail = TenantDetail {
         data_keys: data_keys.map(Arc::new),
         name: row.get("name"),
         plan: row.get("plan"),
@@ -342,16 +338,44 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
         settings: row.get("settings"),
         sessions_since: Generation(row.get("sessions_since")),
         placement: Placement {
-            server: server.as_str().into(),
-            hosts,
-            transport,
+            server: server.name,
+            hosts: server.hosts,
+            transport: server.transport,
             database: row.get("database_name"),
             role: row.get("role_name"),
             password,
             number: row.get("placement"),
+            is_replica: false,
         },
+        replica: None,
         tenant,
-    })
+    };
+    if let Some(Server { name, hosts, transport }) = replica {
+        let mut copy = detail.clone();
+        copy.placement = Placement { server: name, hosts, transport, is_replica: true, ..copy.placement };
+        detail.replica = Some(Arc::new(copy));
+    }
+    Ok(detail)
+}
+
+/// How a server is reached.
+struct Server {
+    name: Arc<str>,
+    hosts: Hosts,
+    transport: Transport,
+}
+
+/// The server of a row whose columns begin with `prefix`, if there is one.
+fn server(row: &Row, prefix: &str) -> Result<Option<Server>, StoreError> {
+    let column = |name: &str| format!("{prefix}{name}");
+    let name = if prefix.is_empty() { "server" } else { prefix.trim_end_matches('_') };
+    let Some(name) = row.get::<_, Option<&str>>(name) else { return Ok(None) };
+    let odd = |what: &str, e: &dyn std::fmt::Display| StoreError::Row(format!("server {name}: {what}: {e}"));
+    let port = u16::try_from(row.get::<_, i32>(&*column("port"))).map_err(|e| odd("port", &e))?;
+    let hosts = Hosts::parse(row.get(&*column("host")), port).map_err(|e| odd("host", &e))?;
+    let (tls, ca) = (row.get(&*column("tls")), row.get(&*column("tls_ca")));
+    let transport = Transport::parse(tls, ca).map_err(|e| odd("tls", &e))?;
+    Ok(Some(Server { name: name.into(), hosts, transport }))
 }
 
 /// A customer's certificate, as it is kept.
