@@ -116,11 +116,13 @@ impl Control {
     /// Connects to the master and brings its schema up to this binary.
     ///
     /// # Errors
-    /// [`ControlError`] when the master is away or its schema is ahead.
+    /// [`ControlError`] when the master is away or its schema is ahead, or the master key here is not the one that is used.
     pub async fn open(settings: Settings) -> Result<Self, ControlError> {
         let mut master = pg::connect(&settings.master, "gmah control").await.during("master database")?;
         master::migrate(&mut master).await?;
-        Ok(Self { settings, master })
+        let control = Self { settings, master };
+        control.may_seal().await?;
+        Ok(control)
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_postgres::{Row, Statement};
 use crate::context::TenantContext;
 use crate::error::ApiError;
 use crate::pool::{Lease, PoolError};
+use crate::repo::replica::Position;
 use crate::repo::{self, replica};
 use crate::server::App;
 
@@ -172,7 +173,7 @@ impl TenantDb {
     /// As [`TenantDb::open`].
     pub async fn open_to_read(ctx: &TenantContext) -> Result<Self, ApiError> {
         let mut db = Self::open(ctx).await?;
-        db.read_at_copy(ctx).await?;
+        db.read_at_copy(ctx).await;
         Ok(db)
     }
 
@@ -182,65 +183,61 @@ impl TenantDb {
     }
 
     /// Goes on at the copy of the server, if it has one that shows in time whatever was committed when this was called: to
-    /// who asks, the two look the same. From then on there are only reads. Where the copy is late or away, nothing changes.
-    ///
-    /// A copy that was made a server of its own is left alone. One that follows another history than the server, after a
-    /// change of leaders, cannot be told by its position: take it out before (`gmah server remove`).
-    ///
-    /// # Errors
-    /// As [`TenantDb::open`].
-    pub async fn read_at_copy(&mut self, ctx: &TenantContext) -> Result<(), ApiError> {
-        let (app, Some(copy)) = (ctx.app(), &ctx.detail().replica) else { return Ok(()) };
-        if app.pools.rests(&copy.placement.server) {
-            app.metrics.replica("late");
-            return Ok(());
-        }
-        let position = match replica::position(self).await {
-            Ok(position) => position,
-            Err(e) => {
-                // The server itself is a copy right now, most likely: a request that reads need not care.
-                tracing::debug!(error = %e.chain(), "no position");
-                app.metrics.replica("failed");
-                return Ok(());
-            }
-        };
-        // Not held while waiting for another.
-        self.give_back();
-        let (db, result) = match Self::at_copy(app, copy, &position).await {
-            Ok(Some(db)) => (db, "served"),
-            Ok(None) => {
-                app.pools.let_rest(&copy.placement.server);
-                (Self::open(ctx).await?, "late")
-            }
-            Err(e) => {
-                tracing::debug!(error = ?e, "no copy");
-                (Self::open(ctx).await?, "failed")
+    /// who asks, the two look the same (on a server that has `synchronous_commit` on, as they have). From then on there are
+    /// only reads. Where the copy is late or away, nothing changes.
+    pub async fn read_at_copy(&mut self, ctx: &TenantContext) {
+        let (app, Some(copy)) = (ctx.app(), &ctx.detail().replica) else { return };
+        let result = if app.pools.rests(&copy.placement.server) {
+            "late"
+        } else {
+            match replica::position(self).await {
+                Ok(Some(position)) => self.go_to_copy(app, copy, &position).await,
+                Ok(None) => "failed",
+                Err(e) => {
+                    // The server itself is a copy right now, most likely: a request that reads need not care.
+                    tracing::debug!(error = %e.chain(), "no position");
+                    "failed"
+                }
             }
         };
         app.metrics.replica(result);
-        *self = db;
-        Ok(())
     }
 
-    /// A connection to a copy that has come as far as that. None when it has not in time.
-    async fn at_copy(app: &App, copy: &TenantDetail, position: &str) -> Result<Option<Self>, ApiError> {
+    /// What came of it: `served`, `late` or `failed`. This keeps what it has until the other is found fit.
+    async fn go_to_copy(&mut self, app: &App, copy: &TenantDetail, position: &Position) -> &'static str {
         let until = Instant::now() + *app.config.pool.replica_patience;
-        let Ok(lease) = timeout_at(until, app.pools.lease(copy)).await else { return Ok(None) };
-        let mut db = Self::on(app, lease?, true);
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let Ok(has) = timeout_at(until + MARGIN, replica::has_replayed(&mut db, position)).await else {
-                return Ok(None);
-            };
-            if has? {
-                return Ok(Some(db));
+        let lease = match timeout_at(until, app.pools.lease(copy)).await {
+            Ok(Ok(lease)) => lease,
+            // One organisation's queue, or its first connection: no reason for others to keep away.
+            Err(_) => return "late",
+            Ok(Err(e)) => {
+                if e.is_servers() {
+                    app.pools.let_rest(&copy.placement.server);
+                }
+                return "failed";
             }
-            if Instant::now() + pause > until {
-                return Ok(None);
+        };
+        let mut db = Self::on(app, lease, true);
+        let mut pause = Duration::from_millis(1);
+        let result = loop {
+            match timeout_at(until + MARGIN, replica::has_replayed(&mut db, position)).await {
+                Ok(Ok(true)) => break "served",
+                Ok(Ok(false)) if Instant::now() + pause < until => {}
+                Ok(Ok(false)) | Err(_) => break "late",
+                Ok(Err(e)) => {
+                    tracing::debug!(error = %e.chain(), "no copy");
+                    break "failed";
+                }
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
+        };
+        if result == "served" {
+            *self = db;
+        } else {
+            app.pools.let_rest(&copy.placement.server);
         }
+        result
     }
 
     /// Gives the connection back before this ends; there is no other afterwards.

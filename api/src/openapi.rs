@@ -4,9 +4,8 @@
 //! off would answer is not in it: the document says what an organisation can ask.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -15,7 +14,6 @@ use serde_json::{Map, Value, json};
 use crate::context::TenantContext;
 use crate::modules;
 use crate::routes::{Access, Answers, Described, Parameter, Route, Schemas, TABLE};
-use crate::server::App;
 
 /// 200, without a login: what there is, is no secret.
 pub async fn show(ctx: TenantContext) -> Response {
@@ -25,21 +23,19 @@ pub async fn show(ctx: TenantContext) -> Response {
     response
 }
 
-/// 200, on the platform's own host: the document with everything that there is, and where organisations are.
-pub async fn show_whole(State(app): State<Arc<App>>) -> Response {
+/// The document with everything that there is. `authority` is that below which every organisation has its name.
+pub fn whole(authority: &str) -> Value {
     let mut whole = document(|_| true);
     whole["info"]["description"] = json!(
         "One organisation, one database: what is described here is at each organisation's own host, with the modules that \
          it has. Times are RFC 3339 in UTC, money is integer minor units and an ISO 4217 code."
     );
     whole["servers"] = json!([{
-        "url": format!("https://{{organisation}}.{}", app.names.base_authority()),
+        "url": format!("https://{{organisation}}.{authority}"),
         "description": "An organisation",
         "variables": {"organisation": {"default": "paris", "description": "Its slug."}},
     }]);
-    let mut response = whole.to_string().into_response();
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    whole
 }
 
 /// The document's bytes; one for each set of modules that anybody has, of those that this program knows.

@@ -3,7 +3,8 @@
 //! The router sends such requests here with a token for the audience `gmah-platform`, and with no other; one of those is
 //! worth nothing on an organisation's host, and an organisation's is worth nothing here.
 
-use std::sync::{Arc, LazyLock};
+use std::borrow::Cow;
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -11,6 +12,7 @@ use axum::extract::{MatchedPath, Path, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::token::{HEADER, Verifier, now_seconds};
 use http::HeaderMap;
@@ -18,7 +20,6 @@ use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, HeaderValue,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use tower::ServiceExt as _;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -34,16 +35,17 @@ use crate::server::App;
 pub struct Platform {
     host: Hostname,
     tokens: Verifier,
+    document: OnceLock<Bytes>,
 }
 
 impl Platform {
     /// The platform at a host. `tokens` is for its audience.
     pub fn new(host: Hostname, tokens: Verifier) -> Self {
-        Self { host, tokens }
+        Self { host, tokens, document: OnceLock::new() }
     }
 
     /// Whether a request is for it. The router writes names in their normal form, so nothing else is.
-    fn is_asked(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn is_asked(&self, headers: &HeaderMap) -> bool {
         let host = headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
         match host.strip_prefix(self.host.as_str().as_bytes()) {
             Some(rest) => rest.is_empty() || rest.starts_with(b":"),
@@ -68,18 +70,6 @@ impl Platform {
     }
 }
 
-/// The layer before everything that is an organisation's.
-pub async fn split(
-    State((app, platform)): State<(Arc<App>, Router)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if !app.platform.is_asked(request.headers()) {
-        return next.run(request).await;
-    }
-    platform.oneshot(request).await.unwrap_or_else(|never| match never {})
-}
-
 /// The service of the platform's host.
 pub fn router(app: &Arc<App>) -> Router {
     Router::new()
@@ -87,7 +77,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .route("/api/docs", get(|| async { Redirect::to(DOCS) }))
         .route(DOCS, get(|| page("index.html")))
         .route("/api/docs/{*file}", get(|Path(file): Path<String>| async move { page(&file).await }))
-        .route("/api/openapi.json", get(openapi::show_whole))
+        .route("/api/openapi.json", get(document))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(CatchPanicLayer::custom(panicked))
@@ -116,6 +106,14 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     render(response, &request_id, reads.as_ref())
 }
 
+/// Everything that there is, and where organisations are.
+async fn document(State(app): State<Arc<App>>) -> Response {
+    let whole = || openapi::whole(&app.names.base_authority()).to_string().into();
+    let mut response = app.platform.document.get_or_init(whole).clone().into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 /// A file of the page that shows the document.
 async fn page(file: &str) -> Result<Response, ApiError> {
     // It shows and asks nothing: what the document describes is at the organisations' hosts.
@@ -129,7 +127,12 @@ async fn page(file: &str) -> Result<Response, ApiError> {
     })?;
     let found = found.ok_or(ApiError::NotFound)?;
     let kind = HeaderValue::from_str(&found.content_type).map_err(|_| ApiError::Internal)?;
-    let mut response = found.bytes.into_owned().into_response();
+    // Those of the program itself are not copied.
+    let bytes = match found.bytes {
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    let mut response = bytes.into_response();
     response.headers_mut().insert(CONTENT_TYPE, kind);
     for (name, value) in GUARDS {
         response.headers_mut().insert(name, value);

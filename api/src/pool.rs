@@ -53,3 +53,20 @@ pub enum PoolError {
     #[error("the pool was closed")]
     Closed,
 }
+
+impl PoolError {
+    /// Whether it is the server that gives no connection, and not one organisation's database or queue.
+    pub fn is_servers(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            Self::Resting(why) => why.is_servers(),
+            Self::Connect(e) => e.failure().is_servers(),
+            Self::Queue
+            | Self::Wait
+            | Self::Authentication(_)
+            | Self::WrongDatabase
+            | Self::Superseded(_)
+            | Self::Closed => false,
+        }
+    }
+}

@@ -45,7 +45,7 @@ use crate::repo::sessions::Listed;
 use crate::repo::users::User;
 use crate::server::App;
 use crate::settings::{CoreSettings, LoansSettings, PatientsSettings};
-use crate::{context, openapi, platform};
+use crate::{context, openapi};
 
 /// Every route.
 #[rustfmt::skip]
@@ -237,7 +237,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(app.config.api.max_body_bytes.get()))
         .layer(from_fn_with_state(app.clone(), context::layer))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(is_compressible))
-        .layer(from_fn_with_state((app.clone(), platform::router(&app)), platform::split))
         .with_state(app)
 }
 

@@ -1,12 +1,15 @@
 //! The role: sockets, layers, background tasks, shutdown.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use axum::response::Response;
 use futures::FutureExt as _;
 use gmah_shared::catalog::holders::{self, Holder};
 use gmah_shared::catalog::listen::{self, Listeners, Topic};
@@ -20,12 +23,14 @@ use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use gmah_shared::token::{AUDIENCE_API, AUDIENCE_PLATFORM, Keyring, Verifier};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use opentelemetry_sdk::trace::SdkTracer;
 use ring::hmac;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
+use tower::Service;
 
 use crate::auth::password::Hasher;
 use crate::auth::places::Places;
@@ -41,7 +46,7 @@ use crate::metrics::Metrics;
 use crate::platform::Platform;
 use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
-use crate::{admin, chores, routes};
+use crate::{admin, chores, platform, routes};
 
 /// What all requests share.
 pub struct App {
@@ -284,7 +289,7 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     };
     let sharing = slots::run(settings.master.clone(), node, app.pools.clone(), app.pools.short());
     last.spawn_forever("pool-slots", sharing);
-    tasks.spawn("api-listener", serve(listener, routes::router(app.clone()), tasks.clone(), max));
+    tasks.spawn("api-listener", serve(listener, Services::new(&app), tasks.clone(), max));
     tasks.spawn("api-admin-listener", serve(admin_listener, admin::router(app.clone()), tasks.clone(), 64));
     tracing::info!(%address, admin = %admin_address, "api serves");
     Ok(RunningApi {
@@ -361,10 +366,15 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
     let (app, store) = (app.clone(), store.clone());
     tasks.spawn_forever("keyring", async move {
         loop {
-            match known(&app, &store, &holder).await {
+            match known(&app, &store).await {
                 Ok(ring) => {
+                    let is_other = ring.kids() != app.keyring.load().kids();
                     app.keyring.store(Arc::new(ring));
-                    app.tokens.forget();
+                    // What was remembered of the same keys is right.
+                    if is_other {
+                        app.tokens.forget();
+                    }
+                    store.tell_keys(&holder, &app.keyring.load_full()).await;
                 }
                 Err(e) => tracing::warn!(error = %e, "signing keys not read"),
             }
@@ -377,12 +387,12 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
 }
 
 /// The keys that verify, once those that the nodes have in common are known as well.
-async fn known(app: &App, store: &Store, holder: &Holder) -> Result<Keyring, StoreError> {
+async fn known(app: &App, store: &Store) -> Result<Keyring, StoreError> {
     if app.derived.get().is_none() {
         // Nobody else sets it.
         let _ = app.derived.set(Derived::new(&store.derivation().await?));
     }
-    store.refresh_keys(holder, false).await
+    store.refresh_keys(false).await
 }
 
 /// How long servers may take to close what was closed.
@@ -397,8 +407,59 @@ fn local(listener: &TcpListener, configured: Listen) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
 }
 
+/// What answers requests of a listener.
+trait Serves:
+    Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Serves for S where
+    S: Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// The organisations' service and the platform's, on one listener: the host decides, before anything else is looked at.
+#[derive(Clone)]
+struct Services {
+    app: Arc<App>,
+    tenants: Router,
+    platform: Router,
+}
+
+impl Services {
+    fn new(app: &Arc<App>) -> Self {
+        Self { app: app.clone(), tenants: routes::router(app.clone()), platform: platform::router(app) }
+    }
+}
+
+impl Service<http::Request<Incoming>> for Services {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = axum::routing::future::RouteFuture<Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // A router always is.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        let chosen = if self.app.platform.is_asked(request.headers()) {
+            &mut self.platform
+        } else {
+            &mut self.tenants
+        };
+        chosen.call(request)
+    }
+}
+
 /// Accepts until told to stop; each connection finishes its request in flight.
-async fn serve(listener: TcpListener, router: Router, tasks: Tasks, max_connections: usize) {
+async fn serve<S: Serves>(listener: TcpListener, router: S, tasks: Tasks, max_connections: usize) {
     let places = Arc::new(Semaphore::new(max_connections));
     let stop = tasks.token().clone();
     loop {
@@ -428,7 +489,7 @@ async fn serve(listener: TcpListener, router: Router, tasks: Tasks, max_connecti
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: tokio_util::sync::CancellationToken) {
+async fn connection<S: Serves>(stream: TcpStream, router: S, stop: tokio_util::sync::CancellationToken) {
     let _ = stream.set_nodelay(true);
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
     builder

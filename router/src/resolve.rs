@@ -1,10 +1,11 @@
 //! Step 5: from a host to a tenant, through the catalog cache.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
-use gmah_shared::catalog::{Cache, EdgeTenant, Hit, Loader, Lookup, Policy, Record, Store, Tenant};
+use gmah_shared::catalog::{Cache, EdgeTenant, Hit, Limits, Loader, Lookup, Policy, Record, Store, Tenant};
 use gmah_shared::config::Settings;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
@@ -265,7 +266,7 @@ impl Route {
         let (id, slug) = (TenantId::from_uuid(uuid::Uuid::nil()), TenantSlug::platform());
         let (status, generation) = (TenantStatus::Active, Generation(0));
         let tenant = Tenant { id, slug, status, generation, revision: 0 };
-        Self::new(EdgeTenant { tenant, policy: Policy::default() })
+        Self::new(EdgeTenant { tenant, policy: Policy { limits: PLATFORM_LIMITS, ..Policy::default() } })
     }
 
     /// Whether it is the platform's own host.
@@ -281,6 +282,15 @@ impl Route {
         pools.of(path, self.policy.pools.as_ref())
     }
 }
+
+/// It is read without a login, and is not worth more than an organisation.
+const PLATFORM_LIMITS: Limits = Limits {
+    requests_per_second: NonZeroU32::new(100),
+    request_burst: NonZeroU32::new(200),
+    concurrent_requests: NonZeroU32::new(64),
+    max_body_bytes: None,
+    weight: 1,
+};
 
 /// Where the platform itself is.
 const PLATFORM_POOL: &str = "api";

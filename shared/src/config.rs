@@ -253,19 +253,24 @@ impl ConfigFile {
             Some(base) => base.clone(),
             None => under_base("edge")?,
         };
+        let neutral_hosts = match raw.neutral_hosts {
+            Some(hosts) => hosts,
+            None => vec![under_base("app")?],
+        };
+        let platform_host = match raw.platform_host {
+            Some(host) => host,
+            None => under_base("admin")?,
+        };
+        if platform_host == raw.base_domain || neutral_hosts.contains(&platform_host) {
+            return Err(self.at_key("platform_host", "is neither the base domain nor a neutral host"));
+        }
         Ok(Settings {
             domains: raw.domains,
             target_base,
             acme,
             traces,
-            neutral_hosts: match raw.neutral_hosts {
-                Some(hosts) => hosts,
-                None => vec![under_base("app")?],
-            },
-            platform_host: match raw.platform_host {
-                Some(host) => host,
-                None => under_base("admin")?,
-            },
+            neutral_hosts,
+            platform_host,
             base_domain: raw.base_domain,
             public_https_port: raw.public_https_port.get() as u16,
             default_modules: raw.default_modules,
@@ -414,6 +419,12 @@ max_stale = "5m"
             ("user = \"gmah\"", "user = \"gmah\"\npassword_env = \"GMAH_NOT_SET\"", "GMAH_NOT_SET"),
             ("user = \"gmah\"", "user = \"gmah\"\npassword = \"x\"", "unknown field"),
             ("[master]", "[master", "/gmah.toml:3:"),
+            (
+                "[master]",
+                "platform_host = \"app.gmah.com\"\n[master]",
+                "/gmah.toml:3: platform_host: is neither",
+            ),
+            ("[master]", "platform_host = \"gmah.com\"\n[master]", "/gmah.toml:3: platform_host: is neither"),
         ];
         for (from, to, want) in cases {
             let seen = load(&GOOD.replace(from, to)).expect_err(to);

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 pub mod data;
 mod master;
 
-pub use master::{Derivation, MasterKey};
+pub use master::{Derivation, MAX_KEYS, MasterKey};
 
 /// 32 bytes that seal and open, and a name by which what they sealed is known.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use gmah_api::control::parse_slug;
+use gmah_api::control::{Control, parse_slug};
 use gmah_shared::config::ConfigFile;
 
 use super::Output;
@@ -25,7 +25,7 @@ pub(crate) struct Rotate {
 
 #[derive(Debug, Subcommand)]
 enum Which {
-    /// The one that signs tenant tokens. The older one verifies for five more minutes.
+    /// The one that signs tenant tokens. The older one verifies for twenty more minutes.
     Signing(Signing),
     /// The one that seals what the master keeps. The file of the configuration gets a new first line as soon as
     /// every node knows it; whatever an older key sealed is sealed anew.
@@ -45,9 +45,13 @@ struct Signing {
 
 #[derive(Debug, Args)]
 struct Patience {
-    /// How long to wait for nodes that do not know the new key yet. One that died is forgotten after a minute.
-    #[arg(long, value_name = "DURATION", default_value = "80s", value_parser = humantime::parse_duration)]
+    /// How long to wait for nodes that do not know the new key yet. One that died without a word is waited for as long as
+    /// nodes serve without the master (`catalog.max_stale`).
+    #[arg(long, value_name = "DURATION", default_value = "50s", value_parser = humantime::parse_duration)]
     wait: Duration,
+    /// A node that is gone for good, by its address: it has said nothing for a minute, and need not be waited for.
+    #[arg(long, value_name = "ADDRESS")]
+    gone: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -70,16 +74,27 @@ struct Tenant {
     output: Output,
 }
 
+impl Patience {
+    async fn forget_gone(&self, control: &Control) -> anyhow::Result<()> {
+        for address in &self.gone {
+            control.forget_node(address).await?;
+        }
+        Ok(())
+    }
+}
+
 impl KeyCommand {
     pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
         let mut control = super::control(file).await?;
         let Self::Rotate(Rotate { signing, which }) = self;
         match which.unwrap_or(Which::Signing(signing)) {
             Which::Signing(Signing { patience, output }) => {
+                patience.forget_gone(&control).await?;
                 let rotated = control.rotate_signing_key(patience.wait).await?;
                 output.print(&rotated, || format!("key {} signs now", rotated.kid))?;
             }
             Which::Master(master) => {
+                master.patience.forget_gone(&control).await?;
                 let rotated = control.rotate_master_key(master.forget_older, master.patience.wait).await?;
                 master.output.print(&rotated, || {
                     let (id, n) = (&rotated.id, rotated.resealed);

@@ -170,9 +170,31 @@ async fn k18_a_node_without_the_new_key_stops_the_exchange() {
     let config = std::fs::read_to_string(text(&dev.info["config"])).expect("configuration");
     let line = config.lines().find(|l| l.starts_with("master_key_file")).expect("line");
     let path = dev.folder().join("data/variable.toml");
-    std::fs::write(&path, config.replace(line, "master_key_env = \"PWD_OF_NOBODY\"")).expect("written");
-    let out = dev.cli(&["--config", &path.display().to_string(), "key", "rotate", "master"]).await;
-    assert_eq!(out.status.code(), Some(2), "a variable that is not set");
+    std::fs::write(&path, config.replace(line, "master_key_env = \"GMAH_TEST_KEY\"")).expect("written");
+    for more in [&["--forget-older"][..], &[]] {
+        let out = tokio::process::Command::new(crate::harness::dev::BINARY)
+            .args(["--config", &path.display().to_string(), "key", "rotate", "master"])
+            .args(more)
+            .env("GMAH_TEST_KEY", own.expose_secret())
+            .output();
+        let out = out.await.expect("command");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && said.contains("comes from a variable"), "{more:?}: {said}");
+    }
+    // A file that is full stays as it is.
+    let many: String = (1..16).map(|_| format!("{}\n", MasterKey::generate_text().expose_secret())).collect();
+    let full = format!("{}\n{many}", own.expose_secret());
+    std::fs::write(&file, &full).expect("written");
+    let out = dev.cli(&["key", "rotate", "master"]).await;
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("16 keys"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).expect("file"), full);
+    // One that is older than what is used: no command begins.
+    std::fs::write(&file, &before).expect("written");
+    let out = dev.cli(&["tenant", "list"]).await;
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && said.contains("older than"), "{said}");
+    std::fs::write(&file, format!("{}\n", own.expose_secret())).expect("written");
     dev.execute("gmah_master", "update platform_secrets set secret = '\\x01aabbccdd'").await;
     let out = dev.cli(&["key", "rotate", "master", "--wait", "20s"]).await;
     let said = String::from_utf8_lossy(&out.stderr);

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use gmah_shared::catalog::holders::GONE_AFTER;
 use gmah_shared::token::SigningKey;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -14,7 +13,7 @@ use super::{Control, ControlError, During as _};
 pub struct Signs {
     /// Id of the key that signs now.
     pub kid: String,
-    /// Id of the one before; tokens of it are good for five more minutes.
+    /// Id of the one before; tokens of it are good for twenty more minutes.
     pub retired: Option<String>,
 }
 
@@ -71,6 +70,25 @@ impl Control {
         Ok(Signs { kid, retired })
     }
 
+    /// Forgets nodes at that address which have said nothing for a minute: the operator knows that they are gone.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when there is none.
+    pub async fn forget_node(&self, address: &str) -> Result<(), ControlError> {
+        let gone = self
+            .master
+            .execute(
+                "delete from key_holders where address = $1 and seen_at < now() - interval '1 minute'",
+                &[&address],
+            )
+            .await
+            .during("forgetting a node")?;
+        match gone {
+            0 => Err(ControlError::Refused(format!("no node at {address} has been silent for a minute"))),
+            _ => Ok(()),
+        }
+    }
+
     /// A key of that state, if there is none.
     async fn make_signing_key(&self, state: &str) -> Result<(), ControlError> {
         let key = SigningKey::generate()?;
@@ -87,7 +105,8 @@ impl Control {
         Ok(())
     }
 
-    /// Until each node that was heard of lately satisfies `knows`, a condition on `key_holders` with one parameter.
+    /// Until each node satisfies `knows`, a condition on `key_holders` with one parameter. One that ended without a word
+    /// counts for as long as nodes serve without the master: it may be there, and cut off.
     pub(super) async fn wait_for_nodes(
         &self,
         knows: &str,
@@ -97,21 +116,24 @@ impl Control {
     ) -> Result<(), ControlError> {
         let told = "asking the nodes which keys they know";
         let lagging = format!(
-            "select role || ' ' || address from key_holders
-             where seen_at > now() - make_interval(secs => $2) and not ({knows}) order by 1"
+            "select role || ' ' || address || ' (heard of ' || extract(epoch from now() - seen_at)::int || ' s ago)'
+             from key_holders where seen_at > now() - make_interval(secs => $2) and not ({knows}) order by 1"
         );
+        let catalog = &self.settings.catalog;
+        let serves_for = catalog.max_stale.max(*catalog.ttl).as_secs_f64();
         let until = Instant::now() + patience;
         loop {
             self.master.execute("select pg_notify('gmah_catalog', 'keys')", &[]).await.during(told)?;
             tokio::time::sleep(ASK_EVERY).await;
-            let rows = self.master.query(&lagging, &[&key, &GONE_AFTER.as_secs_f64()]).await.during(told)?;
+            let rows = self.master.query(&lagging, &[&key, &serves_for]).await.during(told)?;
             if rows.is_empty() {
                 return Ok(());
             }
             if Instant::now() > until {
                 let names: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
                 return Err(ControlError::Refused(format!(
-                    "{what} is not known yet by {}: nothing is lost, and another run goes on from here",
+                    "{what} is not known yet by {}: nothing is lost, and another run goes on from here; of a node that is \
+                     gone for good say --gone ADDRESS",
                     names.join(", ")
                 )));
             }

@@ -14,9 +14,10 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::Path;
 use std::time::Duration;
 
-use gmah_shared::secret::MasterKey;
+use gmah_shared::secret::{MAX_KEYS, MasterKey};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{Control, ControlError, During as _};
@@ -63,8 +64,11 @@ const PLACES: [Place; 8] = [
 const BATCH: i64 = 500;
 /// Whatever a node sealed with the older key before it had the new one is written by then.
 const SETTLE: Duration = Duration::from_secs(5);
-/// `gmah` and `mkey` in ASCII.
+/// `gmah` and `mkey` in ASCII: held by an exchange.
 const LOCK: i64 = 0x676d_6168_6d6b_6579;
+/// `gmah` and `seal` in ASCII: shared by all commands, which may seal; whole for whoever takes older keys away.
+const SEALING: i64 = 0x676d_6168_7365_616c;
+const ASK_EVERY: Duration = Duration::from_millis(100);
 const WHAT: &str = "exchanging the master key";
 
 impl Control {
@@ -79,6 +83,11 @@ impl Control {
         patience: Duration,
     ) -> Result<Reseals, ControlError> {
         let key = self.settings.master_key.clone();
+        if forget_older && key.file().is_none() {
+            return Err(ControlError::Refused(
+                "the master key comes from a variable: take the older ones out of it yourself".into(),
+            ));
+        }
         // Of this session: it goes with it.
         let alone = self.master.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await.during(WHAT)?;
         if !alone.get::<_, bool>(0) {
@@ -91,14 +100,27 @@ impl Control {
         };
         self.wait_for_nodes("$1 = any (master_keys)", &new, &format!("master key {new}"), patience).await?;
         if key.ids().first() != Some(&new) {
-            let at = key.ids().iter().position(|id| *id == new).unwrap_or_default();
-            rewrite(&key, |lines| lines[..=at].rotate_right(1))?;
+            rewrite(&key, |lines| {
+                let at = position(lines, &new)?;
+                lines[..=at].rotate_right(1);
+                Ok(())
+            })?;
         }
         self.wait_for_nodes("$1 = master_keys[1]", &new, &format!("master key {new} as the first"), patience)
             .await?;
         let mut resealed = self.reseal(&key, &new).await?;
-        if forget_older && key.ids().len() > 1 {
+        let forgets = forget_older && key.ids().len() > 1;
+        if forgets {
+            // Other commands may have begun with the older key; from here on none can begin.
+            self.alone_with_secrets(patience).await?;
             tokio::time::sleep(SETTLE).await;
+            self.wait_for_nodes(
+                "$1 = master_keys[1]",
+                &new,
+                &format!("master key {new} as the first"),
+                patience,
+            )
+            .await?;
             resealed += self.reseal(&key, &new).await?;
         }
         let count = i64::try_from(resealed).unwrap_or(i64::MAX);
@@ -112,11 +134,59 @@ impl Control {
             )
             .await
             .during(WHAT)?;
-        if forget_older && key.ids().len() > 1 {
-            rewrite(&key, |lines| lines.truncate(1))?;
+        if forgets {
+            rewrite(&key, |lines| {
+                let at = position(lines, &new)?;
+                lines.swap(0, at);
+                lines.truncate(1);
+                Ok(())
+            })?;
         }
         let older = key.ids().split_off(1);
         Ok(Reseals { id: new, resealed, older })
+    }
+
+    /// Every command says that it may seal something, and knows the key that is used now.
+    pub(super) async fn may_seal(&self) -> Result<(), ControlError> {
+        let key = &self.settings.master_key;
+        self.lock_sealing("select pg_try_advisory_lock_shared($1)", Duration::from_secs(30)).await?;
+        key.reload()?;
+        let ids = key.ids();
+        let row = self
+            .master
+            .query_one(
+                "select (select id from master_keys where done_at is not null order by done_at desc, id limit 1) as newest,
+                     exists (select from master_keys where id = $1 and done_at is not null) as is_known",
+                &[&ids.first()],
+            )
+            .await
+            .during("reading which master key is used")?;
+        let Some(newest) = row.get::<_, Option<String>>("newest") else { return Ok(()) };
+        // One that nobody here has heard of is the operator's own, put before the others.
+        let is_older = ids.first() != Some(&newest) && row.get("is_known");
+        if is_older || !ids.contains(&newest) {
+            return Err(ControlError::Refused(format!(
+                "the master key here is older than {newest}, which is used: bring the file up to the other nodes'"
+            )));
+        }
+        Ok(())
+    }
+
+    /// No other command is under way, and none begins before this session ends.
+    async fn alone_with_secrets(&self, patience: Duration) -> Result<(), ControlError> {
+        self.lock_sealing("select pg_try_advisory_lock($1)", patience).await
+    }
+
+    async fn lock_sealing(&self, sql: &str, patience: Duration) -> Result<(), ControlError> {
+        let until = Instant::now() + patience;
+        while !self.master.query_one(sql, &[&SEALING]).await.during(WHAT)?.get::<_, bool>(0) {
+            if Instant::now() > until {
+                let why = "other commands are at work, or the master key is being exchanged: try again later";
+                return Err(ControlError::Refused(why.into()));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+        Ok(())
     }
 
     /// A key that an earlier run made and did not finish with; or one that somebody put before the others by hand.
@@ -146,13 +216,33 @@ impl Control {
                     .into(),
             ));
         }
+        let before = key.ids();
+        if before.len() >= MAX_KEYS {
+            return Err(ControlError::Refused(format!(
+                "the file holds {MAX_KEYS} keys, which is the most: keep a copy of it with the backups, take older lines \
+                 out, everywhere, and run this again"
+            )));
+        }
         let text = MasterKey::generate_text();
         let id = MasterKey::parse(&text)?.ids().swap_remove(0);
+        // The one that sealed so far is an older one from now on, also if it was made before anything was noted.
+        let what = "noting the new master key";
         self.master
-            .execute("insert into master_keys (id) values ($1)", &[&id])
+            .execute(
+                "with older as (insert into master_keys (id, done_at) values ($1, now()) on conflict do nothing)
+                 insert into master_keys (id) values ($2)",
+                &[&before.first(), &id],
+            )
             .await
-            .during("noting the new master key")?;
-        rewrite(key, |lines| lines.push(text.expose_secret().to_owned()))?;
+            .during(what)?;
+        let written = rewrite(key, |lines| {
+            lines.push(text.expose_secret().to_owned());
+            Ok(())
+        });
+        if let Err(e) = written {
+            self.master.execute("delete from master_keys where id = $1", &[&id]).await.during(what)?;
+            return Err(e);
+        }
         Ok(id)
     }
 
@@ -189,16 +279,30 @@ impl Control {
     }
 }
 
-/// Changes the lines of the key's file, whole or not at all, and keeps its owner and mode.
-fn rewrite(key: &MasterKey, change: impl FnOnce(&mut Vec<String>)) -> Result<(), ControlError> {
+/// Which line is the key of that id.
+fn position(lines: &[String], id: &str) -> Result<usize, ControlError> {
+    let is_it = |line: &String| {
+        MasterKey::parse(&line.clone().into()).is_ok_and(|key| key.ids().first().is_some_and(|is| is == id))
+    };
+    let gone = || ControlError::Refused(format!("master key {id} is not in the file any more"));
+    lines.iter().position(is_it).ok_or_else(gone)
+}
+
+/// Changes the lines of the key's file, whole or not at all, and keeps its owner and mode. What could not be read again is
+/// not written.
+fn rewrite(
+    key: &MasterKey,
+    change: impl FnOnce(&mut Vec<String>) -> Result<(), ControlError>,
+) -> Result<(), ControlError> {
     let file =
         key.file().ok_or_else(|| ControlError::Refused("the master key comes from a variable".into()))?;
     let refused = |e: std::io::Error| ControlError::Refused(format!("{}: {e}", file.display()));
     let text = Zeroizing::new(fs::read_to_string(file).map_err(refused)?);
     let mut lines: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
-    change(&mut lines);
+    change(&mut lines)?;
     let new = Zeroizing::new(lines.iter().map(|line| format!("{line}\n")).collect::<String>());
     lines.iter_mut().for_each(zeroize::Zeroize::zeroize);
+    MasterKey::parse(&new.to_string().into())?;
     // What a link leads to is replaced, not the link.
     let file = fs::canonicalize(file).map_err(refused)?;
     replace(&file, new.as_bytes()).map_err(refused)?;
@@ -208,19 +312,22 @@ fn rewrite(key: &MasterKey, change: impl FnOnce(&mut Vec<String>)) -> Result<(),
 fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let old = fs::metadata(file)?;
     let folder = file.parent().unwrap_or(Path::new("/"));
-    let half = file.with_extension("new");
-    match fs::remove_file(&half) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    // Of nobody else's, and readable by nobody else at any moment.
+    let half = folder.join(format!(".{:016x}.half", rand::random::<u64>()));
     let mut out = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&half)?;
-    out.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
-    let new = out.metadata()?;
-    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        chown(&half, Some(old.uid()), Some(old.gid()))?;
+    let written = (|| {
+        out.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
+        let new = out.metadata()?;
+        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+            chown(&half, Some(old.uid()), Some(old.gid()))?;
+        }
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&half, file)
+    })();
+    if let Err(e) = written {
+        let _ = fs::remove_file(&half);
+        return Err(e);
     }
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    fs::rename(&half, file)?;
     fs::File::open(folder)?.sync_all()
 }

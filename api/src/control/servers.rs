@@ -225,13 +225,15 @@ impl Control {
         }))
     }
 
-    /// Forgets every api node and what it may have. For whoever has just started the servers, on which no node can have
+    /// Forgets every node, what it may have and what it knows. For whoever has just started the servers, on which no node can have
     /// a connection; one that runs all the same says so again within a heartbeat.
     ///
     /// # Errors
     /// [`ControlError`] when the master is away.
     pub async fn forget_nodes(&self) -> Result<(), ControlError> {
-        self.master.execute("delete from nodes where role = 'api'", &[]).await.during("forgetting nodes")?;
+        let what = "forgetting nodes";
+        self.master.execute("delete from nodes where role = 'api'", &[]).await.during(what)?;
+        self.master.execute("delete from key_holders", &[]).await.during(what)?;
         Ok(())
     }
 

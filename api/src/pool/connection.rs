@@ -42,6 +42,11 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether the database is that of nobody.
+    pub(super) fn has_no_identity(&self) -> bool {
+        matches!(self, Self::Proof(ProofError::NoIdentity))
+    }
+
     /// Whose fault it is, as far as one can tell (PostgreSQL, appendix A).
     pub fn failure(&self) -> Failure {
         match self {

@@ -229,6 +229,10 @@ impl Registry {
                 busy: false,
             }),
             Ok(Err(e)) => match e.failure() {
+                // At a copy that is behind, an organisation's database may be there before its identity is.
+                Failure::WrongDatabase if pool.detail.placement.is_replica && e.has_no_identity() => {
+                    Err(PoolError::Connect(e))
+                }
                 Failure::WrongDatabase => {
                     self.0.metrics.identity_mismatches.inc();
                     tracing::error!(tenant.slug = %pool.detail.tenant.slug, error = %e,

@@ -25,8 +25,11 @@ pub(super) async fn keep_keys(
     reload: Arc<Notify>,
 ) -> std::convert::Infallible {
     loop {
-        match store.refresh_keys(&holder, true).await {
-            Ok(ring) => keyring.store(Arc::new(ring)),
+        match store.refresh_keys(true).await {
+            Ok(ring) => {
+                keyring.store(Arc::new(ring));
+                store.tell_keys(&holder, &keyring.load_full()).await;
+            }
             Err(e) => tracing::warn!(error = %e, "signing keys not read"),
         }
         let pause = if keyring.load().signing().is_none() { KEYS_RETRY } else { KEYS_EVERY };

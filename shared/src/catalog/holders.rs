@@ -19,26 +19,29 @@ pub struct Holder {
 
 /// How often a node says which keys it knows, even if nothing changed.
 pub const TOLD_EVERY: std::time::Duration = std::time::Duration::from_secs(20);
-/// A node that has said nothing for so long is gone.
-pub const GONE_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
+/// What was told longer ago is of a node that ended without a word: none may serve for so long without the master.
+const FORGET_AFTER_SECONDS: f64 = 7.0 * 86_400.0;
 
 impl Store {
-    /// Reads the master key's file again, and the ring, and tells the master what is known now. With `private`, the
-    /// signing key is opened as well.
+    /// Reads the master key's file again, and the ring. With `private`, the signing key is opened as well.
     ///
     /// # Errors
-    /// As [`Store::keyring`]. That the master was not told is logged, and costs whoever exchanges a key some patience.
-    pub async fn refresh_keys(&self, holder: &Holder, private: bool) -> Result<Keyring, StoreError> {
+    /// As [`Store::keyring`].
+    pub async fn refresh_keys(&self, private: bool) -> Result<Keyring, StoreError> {
         if let Err(e) = self.master_key().reload() {
             tracing::warn!(error = %e, "the node goes on with the master keys that it has");
         }
-        let ring = self.keyring(private).await?;
-        let (ids, kids, gone_after) = (self.master_key().ids(), ring.kids(), GONE_AFTER.as_secs_f64());
+        self.keyring(private).await
+    }
+
+    /// Tells the master what this node knows, once it goes by that. That it could not be told is logged, and costs whoever
+    /// exchanges a key some patience.
+    pub async fn tell_keys(&self, holder: &Holder, ring: &Keyring) {
+        let (ids, kids) = (self.master_key().ids(), ring.kids());
         let Holder { id, role, address } = holder;
-        if let Err(e) = self.many(TELL, &[id, role, address, &ids, &kids, &gone_after]).await {
+        if let Err(e) = self.many(TELL, &[id, role, address, &ids, &kids, &FORGET_AFTER_SECONDS]).await {
             tracing::warn!(error = %e, "the master was not told which keys this node knows");
         }
-        Ok(ring)
     }
 
     /// Says that this node knows nothing any more, because it ends.
@@ -77,7 +80,7 @@ pub(super) const MAKE_DERIVATION: &str =
 
 /// Primary key, and key_holders_seen_at for those that are long gone.
 pub(super) const TELL: &str = "with gone as (delete from key_holders
-        where seen_at < now() - make_interval(secs => 10 * $6::float8) and node_id <> $1)
+        where seen_at < now() - make_interval(secs => $6) and node_id <> $1)
     insert into key_holders (node_id, role, address, master_keys, signing_keys) values ($1, $2, $3, $4, $5)
     on conflict (node_id) do update
         set (role, address, master_keys, signing_keys, seen_at)

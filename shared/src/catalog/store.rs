@@ -450,6 +450,7 @@ const CHALLENGES: &str = "select hostname, token, kind, key_authorization from a
 /// Indexes: primary keys.
 const DETAIL: &str = include_str!("detail.sql");
 
-/// A few rows in all. A retired key verifies for as long as tokens that it signed can live, and some.
+/// A few rows in all. A retired key verifies for as long as a router that is cut off may sign with it, `max_stale` unless
+/// that is set to more than twenty minutes, and as tokens live.
 const KEYS: &str = "select kid, state, public_key, private_key from signing_keys
-    where state <> 'retired' or retired_at > now() - interval '5 minutes' order by kid";
+    where state <> 'retired' or retired_at > now() - interval '20 minutes' order by kid";

@@ -32,7 +32,7 @@ struct Ring {
 }
 
 /// Most keys at once.
-const MAX_KEYS: usize = 16;
+pub const MAX_KEYS: usize = 16;
 /// Least time between two readings of the file because of a key that is not known.
 const READ_EVERY: Duration = Duration::from_secs(1);
 

@@ -147,9 +147,11 @@ impl Keyring {
         self.verifying.get(kid)
     }
 
-    /// Ids of the keys that verify.
+    /// Ids of the keys that verify, in their order.
     pub fn kids(&self) -> Vec<&str> {
-        self.verifying.keys().map(|kid| &**kid).collect()
+        let mut kids: Vec<&str> = self.verifying.keys().map(|kid| &**kid).collect();
+        kids.sort_unstable();
+        kids
     }
 
     /// How many keys verify.
