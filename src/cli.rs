@@ -4,9 +4,17 @@
 //! failed, each named.
 
 mod admin;
+mod backup;
+mod delete;
+mod doctor;
 mod domain;
+mod exec;
 mod key;
+mod migrate;
 mod module;
+mod operation;
+mod portable;
+mod progress;
 mod roles;
 mod server;
 mod tenant;
@@ -15,6 +23,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use gmah_api::control::config::ControlConfig;
 use gmah_api::control::{Control, ControlError};
 use gmah_shared::config::{ConfigError, ConfigFile};
 use gmah_shared::telemetry;
@@ -68,6 +77,14 @@ enum Command {
     /// Administrators of the platform.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// Compares what is declared with what there is.
+    Doctor(doctor::Doctor),
+    /// Backups.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// What commands are at, and what was left unfinished.
+    #[command(subcommand)]
+    Operation(operation::OperationCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,6 +132,9 @@ impl Cli {
             Command::Domain(command) => command.run(&file(config)?).await,
             Command::Key(command) => command.run(&file(config)?).await,
             Command::Admin(command) => command.run(&file(config)?).await,
+            Command::Doctor(doctor) => doctor.run(&file(config)?).await,
+            Command::Backup(command) => command.run(&file(config)?).await,
+            Command::Operation(command) => command.run(&file(config)?).await,
         }
     }
 }
@@ -143,7 +163,8 @@ struct NoConfig;
 async fn control(file: &ConfigFile) -> anyhow::Result<Control> {
     let settings = file.settings()?;
     telemetry::init(settings.log.format, "warn")?;
-    Ok(Control::open(settings).await?)
+    let config = ControlConfig::from_file(file)?;
+    Ok(Control::open(settings, config).await?.telling(progress::steps()))
 }
 
 /// The exit code of an error.

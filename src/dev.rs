@@ -17,12 +17,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use gmah_api::config::ApiConfig;
-use gmah_api::control::migrate::Fleet;
+use gmah_api::control::config::ControlConfig;
+use gmah_api::control::fleet::Fleet;
 use gmah_api::control::servers::NewServer;
 use gmah_api::control::{Control, ControlError, master};
 use gmah_api::modules;
 use gmah_router::config::RouterConfig;
-use gmah_shared::config::{ConfigFile, Settings};
+use gmah_shared::config::ConfigFile;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tasks::Tasks;
 use tokio_util::sync::CancellationToken;
@@ -109,6 +110,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     certificates::ensure(dir, base)?;
     dir.ensure_master_key()?;
+    dir.ensure_backup_key()?;
     let extra = match &args.extra_config {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         None => String::new(),
@@ -119,7 +121,7 @@ async fn serve(
     cli::start_logging(&settings)?;
 
     let organisations = tokio::select! {
-        prepared = prepare(&settings, cluster, dir) => prepared?,
+        prepared = prepare(&file, cluster, dir) => prepared?,
         // Every step of it may be killed and run again.
         () = told.cancelled() => return Ok(()),
     };
@@ -174,13 +176,10 @@ async fn serve(
 }
 
 /// Master database, keys, the server, demo organisations.
-async fn prepare(
-    settings: &Settings,
-    cluster: &Cluster,
-    dir: &DataDir,
-) -> anyhow::Result<organisations::Demo> {
+async fn prepare(file: &ConfigFile, cluster: &Cluster, dir: &DataDir) -> anyhow::Result<organisations::Demo> {
+    let settings = file.settings()?;
     master::create_if_absent(&settings.master, "postgres").await?;
-    let mut control = Control::open(settings.clone()).await?;
+    let mut control = Control::open(settings, ControlConfig::from_file(file)?).await?;
     control.ensure_signing_key().await?;
     control.forget_nodes().await?;
     control
@@ -196,19 +195,20 @@ async fn prepare(
             replica_of: None,
         })
         .await?;
-    migrate(&control, dir).await?;
+    migrate(&mut control, dir).await?;
     organisations::ensure(&mut control, dir).await
 }
 
 /// Brings organisations of an earlier version up to this one, once. One that cannot be is said, and harms no other.
-async fn migrate(control: &Control, dir: &DataDir) -> anyhow::Result<()> {
+async fn migrate(control: &mut Control, dir: &DataDir) -> anyhow::Result<()> {
     let (marker, schema) = (dir.path("schema"), modules::fingerprint());
     if std::fs::read_to_string(&marker).is_ok_and(|known| known == schema) {
         return Ok(());
     }
-    let fleet = Fleet { parallel: 4, dry_run: false, max_failures: usize::MAX };
-    let outcomes = control.migrate_tenants(control.tenants().await?, fleet, |_| {}).await;
-    for outcome in outcomes {
+    let fleet = Fleet { max_failures: usize::MAX, ..Fleet::default() };
+    let tenants = control.migratable().await?;
+    let report = control.migrate_fleet(tenants, fleet, |_| {}).await?;
+    for outcome in report.tenants {
         if let Some(error) = outcome.error {
             tracing::error!(tenant.slug = outcome.slug, error, "not migrated");
         }

@@ -7,6 +7,8 @@ use gmah_shared::config::{ConfigError, ConfigFile, HumanDuration, Listen, Within
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::control::config::ControlConfig;
+
 /// What the api role needs beyond the shared settings.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ApiConfig {
@@ -24,6 +26,9 @@ pub struct ApiConfig {
     /// `[cache]`
     #[serde(default)]
     pub cache: CacheSettings,
+    /// What the control plane's own work needs.
+    #[serde(skip)]
+    pub control: ControlConfig,
 }
 
 /// `[files]`: where files lie. Either a folder or a service that speaks S3.
@@ -240,30 +245,12 @@ impl ApiConfig {
     /// [`ConfigError`] with the place of the first fault.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
         let mut config: Self = file.parse()?;
+        config.control = ControlConfig::from_file(file)?;
         if let Some(mail) = &mut config.mail {
-            for path in [&mut mail.ca_file, &mut mail.folder].into_iter().flatten() {
-                *path = file.resolve(path);
-            }
-            if mail.relay.is_some() == mail.folder.is_some() {
-                return Err(file.at(0, "mail.relay", "must be there, or mail.folder, and not both"));
-            }
-            let (path, name) = (mail.password_file.take(), mail.password_env.take());
-            mail.password = file.secret(0, "mail.password_file", path, name)?;
-            if !mail.link.contains("{token}") {
-                return Err(file.at(0, "mail.link", "must contain {token}"));
-            }
+            mail.settle(file)?;
         }
         if let Some(files) = &mut config.files {
-            if let Some(folder) = &mut files.folder {
-                *folder = file.resolve(folder);
-            }
-            if files.folder.is_some() == files.s3.is_some() {
-                return Err(file.at(0, "files.folder", "must be there, or files.s3, and not both"));
-            }
-            if let Some(s3) = &mut files.s3 {
-                let (path, name) = (s3.secret_access_key_file.take(), s3.secret_access_key_env.take());
-                s3.secret = file.secret(0, "files.s3.secret_access_key_file", path, name)?;
-            }
+            files.settle(file)?;
         }
         let cache = &mut config.cache;
         let named = file.secret(0, "cache.url_file", cache.url_file.take(), cache.url_env.take())?;
@@ -275,6 +262,49 @@ impl ApiConfig {
             return Err(file.at(0, "pool.max_per_tenant", "must not be above pool.max_per_server"));
         }
         Ok(config)
+    }
+}
+
+impl Mail {
+    /// Reads its secret, and refuses what makes no sense.
+    pub(crate) fn settle(&mut self, file: &ConfigFile) -> Result<(), ConfigError> {
+        for path in [&mut self.ca_file, &mut self.folder].into_iter().flatten() {
+            *path = file.resolve(path);
+        }
+        if self.relay.is_some() == self.folder.is_some() {
+            return Err(file.at(0, "mail.relay", "must be there, or mail.folder, and not both"));
+        }
+        let (path, name) = (self.password_file.take(), self.password_env.take());
+        self.password = file.secret(0, "mail.password_file", path, name)?;
+        if !self.link.contains("{token}") {
+            return Err(file.at(0, "mail.link", "must contain {token}"));
+        }
+        Ok(())
+    }
+}
+
+impl Files {
+    /// Reads its secret, and refuses what makes no sense.
+    pub(crate) fn settle(&mut self, file: &ConfigFile) -> Result<(), ConfigError> {
+        if let Some(folder) = &mut self.folder {
+            *folder = file.resolve(folder);
+        }
+        if self.folder.is_some() == self.s3.is_some() {
+            return Err(file.at(0, "files.folder", "must be there, or files.s3, and not both"));
+        }
+        if let Some(s3) = &mut self.s3 {
+            s3.settle(file, "files")?;
+        }
+        Ok(())
+    }
+}
+
+impl S3 {
+    /// Reads its secret.
+    pub(crate) fn settle(&mut self, file: &ConfigFile, section: &str) -> Result<(), ConfigError> {
+        let (path, name) = (self.secret_access_key_file.take(), self.secret_access_key_env.take());
+        self.secret = file.secret(0, &format!("{section}.s3.secret_access_key_file"), path, name)?;
+        Ok(())
     }
 }
 

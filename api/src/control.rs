@@ -1,24 +1,33 @@
 //! The control plane: creating organisations and changing them. Used by the command line; nothing here knows HTTP.
 //!
-//! Every step of [`provision`] may be killed and run again. What is created gets its name in the master first, and is
-//! adopted later only if it carries the organisation's mark.
+//! What takes several steps is an operation ([`operations`]): every step may be killed and done again. What is created
+//! gets its name in the master first, and is adopted later only if it carries the organisation's mark.
 
 pub mod admins;
+pub mod backup;
+pub mod config;
 pub mod data_keys;
+pub mod delete;
+pub mod doctor;
 pub mod domains;
 pub mod edge;
+pub mod exec;
 pub mod features;
+mod fence;
+pub mod fleet;
 pub mod keys;
 pub mod master;
 pub mod master_key;
 pub mod migrate;
+pub mod operations;
+pub mod portable;
 pub mod provision;
+pub(crate) mod remove;
 pub mod seed;
 pub mod servers;
 pub mod template;
 pub mod tenants;
-
-mod journal;
+pub mod worker;
 
 use gmah_shared::config::Settings;
 use gmah_shared::migrate::MigrateError;
@@ -27,11 +36,18 @@ use gmah_shared::secret::SecretError;
 use gmah_shared::tenant::TenantSlug;
 use tokio_postgres::Client;
 
+use self::config::ControlConfig;
+use self::operations::Progress;
+
 /// A session of the control plane: the settings and one connection to the master.
 pub struct Control {
     /// What every role and command knows.
     pub settings: Settings,
     pub(crate) master: Client,
+    pub(crate) config: ControlConfig,
+    /// Who asks, for the journal and the audit.
+    pub(crate) actor: String,
+    pub(crate) progress: Progress,
 }
 
 /// Why a command did not do what was asked. The sentences are for the operator.
@@ -74,9 +90,27 @@ pub enum ControlError {
     /// A key was not made.
     #[error("{0}")]
     Key(#[from] gmah_shared::token::KeyError),
+    /// It failed, and what it had made is still there.
+    #[error("{cause}; and it could not be undone: {left}")]
+    HalfDone {
+        /// Why it failed.
+        cause: String,
+        /// Why what it had made is still there.
+        left: String,
+    },
     /// Something that should be ours is not.
     #[error("{0}")]
     Foreign(String),
+}
+
+impl ControlError {
+    /// What is to be said of a failure whose work was undone, or not.
+    pub(crate) fn after_undoing<T>(cause: Self, undone: Result<(), Self>) -> Result<T, Self> {
+        match undone {
+            Ok(()) => Err(cause),
+            Err(left) => Err(Self::HalfDone { cause: cause.to_string(), left: left.to_string() }),
+        }
+    }
 }
 
 fn reason(e: &tokio_postgres::Error) -> String {
@@ -117,13 +151,50 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`] when the master is away or its schema is ahead, or the master key here is not the one that is used.
-    pub async fn open(settings: Settings) -> Result<Self, ControlError> {
+    pub async fn open(settings: Settings, config: ControlConfig) -> Result<Self, ControlError> {
         let mut master = pg::connect(&settings.master, "gmah control").await.during("master database")?;
+        // What this session holds is free within five seconds also when its machine is gone without a word (PostgreSQL,
+        // chapter 20.3.2); on a Unix socket the server notices by itself.
+        master.batch_execute(KEEPALIVES).await.during("master database")?;
         master::migrate(&mut master).await?;
-        let control = Self { settings, master };
+        let control =
+            Self { settings, master, config, actor: whoever_types(), progress: operations::quiet() };
         control.may_seal().await?;
         Ok(control)
     }
+
+    /// Another session, for work beside this one's.
+    pub(crate) async fn another(&self) -> Result<Self, ControlError> {
+        let master = pg::connect(&self.settings.master, "gmah control").await.during("master database")?;
+        master.batch_execute(KEEPALIVES).await.during("master database")?;
+        let (settings, config) = (self.settings.clone(), self.config.clone());
+        let control =
+            Self { settings, master, config, actor: self.actor.clone(), progress: self.progress.clone() };
+        control.may_seal().await?;
+        Ok(control)
+    }
+
+    /// The same session, in somebody else's name.
+    #[must_use]
+    pub fn working(self, actor: &str) -> Self {
+        Self { actor: actor.to_owned(), ..self }
+    }
+
+    /// The same session, which says what it is at.
+    #[must_use]
+    pub fn telling(self, progress: Progress) -> Self {
+        Self { progress, ..self }
+    }
+}
+
+const KEEPALIVES: &str =
+    "set tcp_keepalives_idle = 2; set tcp_keepalives_interval = 1; set tcp_keepalives_count = 2;
+    set tcp_user_timeout = '5s'";
+
+/// Who asked on the command line.
+fn whoever_types() -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER"));
+    format!("cli:{}", user.unwrap_or_else(|_| "unknown".into()))
 }
 
 /// A slug as an operator typed it.

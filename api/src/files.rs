@@ -2,29 +2,25 @@
 //!
 //! Where an object lies is made of an organisation's id and the file's, and of nothing that anybody sent.
 
+pub(crate) mod store;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use gmah_shared::tenant::TenantId;
-use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, WriteMultipart};
+use object_store::{GetResult, ObjectStore, ObjectStoreExt as _, WriteMultipart};
 use ring::digest;
-use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use crate::config::Files as Config;
+use crate::control::ControlError;
 use crate::error::ApiError;
 
 /// Bytes that are sent to the store at once; the least that S3 takes.
 const PART: usize = 5 << 20;
 /// Parts on their way at once: so much of an upload is in memory.
 const PARTS: usize = 2;
-/// For all of a file's way out of a service.
-const TRANSFER: Duration = Duration::from_secs(1800);
-const CONNECT: Duration = Duration::from_secs(5);
 /// Bytes by which a file is known for what it is.
 const SNIFFED: usize = 512;
 
@@ -52,34 +48,7 @@ impl Files {
     /// # Errors
     /// A sentence that begins with the key at fault.
     pub fn new(config: &Config) -> Result<Self, String> {
-        let store: Arc<dyn ObjectStore> = match &config.s3 {
-            Some(s3) => {
-                // Whoever was first is right: there is one in this program.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                let mut builder = AmazonS3Builder::new()
-                    .with_bucket_name(&s3.bucket)
-                    .with_region(&s3.region)
-                    .with_client_options(
-                        // The first is for the whole of a body, however slowly it is read.
-                        ClientOptions::new().with_timeout(TRANSFER).with_connect_timeout(CONNECT),
-                    )
-                    .with_access_key_id(&s3.access_key_id)
-                    .with_secret_access_key(s3.secret.as_ref().map_or("", |s| s.expose_secret()));
-                if let Some(endpoint) = &s3.endpoint {
-                    builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http:"));
-                }
-                Arc::new(builder.build().map_err(|e| format!("files.s3: {e}"))?)
-            }
-            None => {
-                let folder = config.folder.as_deref().ok_or("files.folder: must be there, or files.s3")?;
-                std::fs::create_dir_all(folder)
-                    .map_err(|e| format!("files.folder: {}: {e}", folder.display()))?;
-                let store =
-                    LocalFileSystem::new_with_prefix(folder).map_err(|e| format!("files.folder: {e}"))?;
-                // A row that is durable must not name bytes that are not.
-                Arc::new(store.with_automatic_cleanup(true).with_fsync(true))
-            }
-        };
+        let store = store::open("files", config.folder.as_deref(), config.s3.as_ref())?;
         Ok(Self { store, max_bytes: config.max_file_bytes.get() as u64 })
     }
 
@@ -127,6 +96,68 @@ impl Files {
             }
             e => away(&e),
         })
+    }
+
+    /// Every file of an organisation whose bytes are there.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`].
+    pub(crate) async fn all_of(&self, tenant: TenantId) -> Result<Vec<Uuid>, ApiError> {
+        let folder = Path::from(tenant.as_uuid().simple().to_string());
+        let mut listed = self.store.list(Some(&folder));
+        let mut all = Vec::new();
+        while let Some(found) = listed.next().await {
+            let found = found.map_err(|e| away(&e))?;
+            all.extend(found.location.filename().and_then(|name| Uuid::try_parse(name).ok()));
+        }
+        Ok(all)
+    }
+
+    /// Whether a file's bytes are there.
+    ///
+    /// # Errors
+    /// [`ApiError::Unavailable`].
+    pub(crate) async fn has(&self, tenant: TenantId, id: Uuid) -> Result<bool, ApiError> {
+        match self.store.head(&path(tenant, id)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(e) => Err(away(&e)),
+        }
+    }
+
+    /// Stores bytes that a backup has, and no others.
+    ///
+    /// # Errors
+    /// [`ControlError`]; then nothing is stored.
+    pub(crate) async fn bring(
+        &self,
+        tenant: TenantId,
+        id: Uuid,
+        sha256: &str,
+        plain: impl Stream<Item = Result<bytes::Bytes, ControlError>>,
+    ) -> Result<(), ControlError> {
+        let mut failed = None;
+        let body = plain.map(|piece| {
+            piece.map_err(|e| {
+                failed = Some(e);
+                ApiError::Unavailable
+            })
+        });
+        // What it was allowed to be once it still is.
+        let all = Self { store: self.store.clone(), max_bytes: u64::MAX };
+        let stored = all.put(tenant, id, u64::MAX, body).await;
+        let stored = match (stored, failed) {
+            (_, Some(e)) => return Err(e),
+            (Err(_), None) => return Err(ControlError::Silent("the store of files".into())),
+            (Ok(stored), None) => stored,
+        };
+        let found: String = stored.sha256.iter().map(|b| format!("{b:02x}")).collect();
+        if found == sha256 {
+            return Ok(());
+        }
+        // It must not be taken for the file.
+        self.remove(tenant, id).await.map_err(|_| ControlError::Silent("the store of files".into()))?;
+        Err(ControlError::Foreign(format!("the backup of file {id} has other bytes")))
     }
 
     /// Removes a file's bytes; that there are none is fine.

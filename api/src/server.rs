@@ -37,7 +37,7 @@ use crate::auth::places::Places;
 use crate::auth::throttle::Throttle;
 use crate::cache::Cache as SumsCache;
 use crate::config::ApiConfig;
-use crate::control::domains;
+use crate::control::{domains, worker};
 use crate::error::ApiError;
 use crate::files::Files;
 use crate::handlers::Cursors;
@@ -117,7 +117,7 @@ pub struct Names {
 }
 
 impl Names {
-    fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         let neutral = settings.neutral_hosts.clone();
         Self { base: settings.base_domain.clone(), neutral, port: settings.public_https_port }
     }
@@ -360,6 +360,15 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
         }
         Err(e) => tracing::error!(error = %e, "customers' names are not checked by this node"),
     }
+    let (own, config, stop) = (settings.clone(), app.config.control.clone(), tasks.token().clone());
+    let runtime = tokio::runtime::Handle::current();
+    tasks.spawn("control-worker", async move {
+        // Operations are bound to the thread that runs them.
+        let working = tokio::task::spawn_blocking(move || runtime.block_on(worker::run(own, config, stop)));
+        if let Err(e) = working.await {
+            tracing::error!(error = %e, "the control plane's own work ended");
+        }
+    });
     tasks.spawn_forever("mailer", mail::run(app.clone()));
     tasks.spawn_forever("chores", chores::run(app.clone(), store.pool().clone()));
     tasks.spawn_forever("pool-reaper", app.pools.clone().reap());

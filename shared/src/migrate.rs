@@ -5,11 +5,15 @@
 //! unless its first line is `-- gmah: no-transaction` (for `CREATE INDEX CONCURRENTLY`). Applied files are immutable:
 //! a changed one is refused, as is a database that is ahead of this binary.
 
+mod statements;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::time::Instant;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// One file.
 #[derive(Debug, Clone, Copy)]
@@ -49,21 +53,21 @@ impl Default for Options {
 }
 
 /// A file that ran, or in a dry run would have.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Applied {
     /// Set.
-    pub set: &'static str,
+    pub set: Cow<'static, str>,
     /// Number.
     pub version: i32,
     /// Name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
 }
 
 /// Why a run stopped. What had been applied before stays applied.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// A file failed and was rolled back.
-    #[error("{set}/{version:04}_{name}: {}", describe(source))]
+    #[error("{set}/{version:04}_{name}{at}: {}", describe(source))]
     Failed {
         /// Set.
         set: &'static str,
@@ -71,6 +75,8 @@ pub enum MigrateError {
         version: i32,
         /// Name.
         name: &'static str,
+        /// The statement and its line, where that is known.
+        at: String,
         /// What PostgreSQL said.
         source: tokio_postgres::Error,
     },
@@ -196,24 +202,51 @@ async fn apply(
     file: &Migration,
     dry_run: bool,
 ) -> Result<(), MigrateError> {
-    let failed =
-        |source| MigrateError::Failed { set: set.name, version: file.version, name: file.name, source };
+    let failed_at = |at, source| MigrateError::Failed {
+        set: set.name,
+        version: file.version,
+        name: file.name,
+        at,
+        source,
+    };
+    let failed = |source| failed_at(String::new(), source);
     let checksum = checksum(file.sql);
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
         [&set.name, &file.version, &file.name, &checksum];
     let alone = file.sql.starts_with("-- gmah: no-transaction");
     if dry_run {
         if !alone {
-            client.batch_execute(file.sql).await.map_err(failed)?;
+            execute(client, file.sql).await.map_err(|(at, source)| failed_at(at, source))?;
         }
     } else if alone {
-        client.batch_execute(file.sql).await.map_err(failed)?;
+        execute(client, file.sql).await.map_err(|(at, source)| failed_at(at, source))?;
         client.execute(RECORD, &params).await.map_err(failed)?;
     } else {
         let tx = client.transaction().await.map_err(failed)?;
-        tx.batch_execute(file.sql).await.map_err(failed)?;
+        execute(tx.client(), file.sql).await.map_err(|(at, source)| failed_at(at, source))?;
         tx.execute(RECORD, &params).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Runs a file's statements; of one that fails, where it stands: the server says how many were done before it.
+async fn execute(client: &Client, sql: &str) -> Result<(), (String, tokio_postgres::Error)> {
+    let mut done = 0;
+    let answers = client.simple_query_raw(sql).await.map_err(|e| (String::new(), e))?;
+    let mut answers = std::pin::pin!(answers);
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(SimpleQueryMessage::CommandComplete(_)) => done += 1,
+            Ok(_) => {}
+            Err(e) => {
+                let at = statements::of(sql).get(done).map(|(line, text)| {
+                    let first = text.lines().next().unwrap_or_default();
+                    format!(", line {line} ({})", first.chars().take(80).collect::<String>())
+                });
+                return Err((at.unwrap_or_default(), e));
+            }
+        }
     }
     Ok(())
 }
@@ -264,7 +297,7 @@ fn missing<'a>(set: &'a MigrationSet, done: &Done) -> Result<Vec<&'a Migration>,
 }
 
 fn entry(set: &MigrationSet, file: &Migration) -> Applied {
-    Applied { set: set.name, version: file.version, name: file.name }
+    Applied { set: set.name.into(), version: file.version, name: file.name.into() }
 }
 
 fn checksum(sql: &str) -> Vec<u8> {
@@ -334,6 +367,21 @@ pub const MASTER: MigrationSet = MigrationSet {
             version: 13,
             name: "replicas",
             sql: include_str!("../migrations/master/0013_replicas.sql"),
+        },
+        Migration {
+            version: 14,
+            name: "operations",
+            sql: include_str!("../migrations/master/0014_operations.sql"),
+        },
+        Migration {
+            version: 15,
+            name: "backups",
+            sql: include_str!("../migrations/master/0015_backups.sql"),
+        },
+        Migration {
+            version: 16,
+            name: "deletion",
+            sql: include_str!("../migrations/master/0016_deletion.sql"),
         },
     ],
 };

@@ -1,6 +1,7 @@
 //! Connections to PostgreSQL: one way to build them, every wait with a deadline.
 
 mod hosts;
+pub mod programs;
 mod scram;
 mod transport;
 

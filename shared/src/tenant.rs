@@ -109,6 +109,14 @@ impl TenantSlug {
     pub fn database_name(&self) -> String {
         format!("gmah_org_{}", self.0.replace('-', "_"))
     }
+
+    /// Name of the database of a later placement: `gmah_org_<first 36 of slug>_p<placement>_<8 hex of id>`, at most 63 bytes
+    /// for placements below a million.
+    pub fn later_database_name(&self, id: TenantId, placement: i32) -> String {
+        // A slug is ASCII. The last digits of the id are random; its first are the time.
+        let (slug, id) = (self.0.get(..36).unwrap_or(&self.0), id.as_uuid().simple().to_string());
+        format!("gmah_org_{}_p{placement}_{}", slug.replace('-', "_"), id.get(24..).unwrap_or_default())
+    }
 }
 
 impl fmt::Display for TenantSlug {
@@ -326,7 +334,11 @@ mod tests {
     fn database_names_fit_and_differ() {
         let long = TenantSlug::parse(&"a".repeat(50)).expect("slug");
         assert!(long.database_name().len() <= 63);
-        assert_eq!(TenantSlug::parse("a-b-c").expect("slug").database_name(), "gmah_org_a_b_c");
+        let short = TenantSlug::parse("a-b-c").expect("slug");
+        assert_eq!(short.database_name(), "gmah_org_a_b_c");
+        let id = TenantId::parse("01a2131f-92b3-7364-8be2-8ce81c36d43a").expect("id");
+        assert_eq!(short.later_database_name(id, 2), "gmah_org_a_b_c_p2_1c36d43a");
+        assert!(long.later_database_name(id, 999_999).len() <= 63);
     }
 
     #[test]

@@ -146,7 +146,7 @@ async fn verify(asked: Which, file: &ConfigFile) -> anyhow::Result<u8> {
     Ok(if failed > 0 { PARTLY } else { 0 })
 }
 
-fn instructions(d: &Domain) -> String {
+pub(super) fn instructions(d: &Domain) -> String {
     let state = match &d.reason {
         Some(reason) => format!("{} ({reason})", d.status),
         None => d.status.clone(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use gmah_api::config::ApiConfig;
+use gmah_api::control::config::ControlConfig;
 use gmah_router::config::RouterConfig;
 use gmah_router::server::{self, RunningRouter, Sockets};
 use gmah_shared::config::{ConfigFile, Settings};
@@ -91,6 +92,7 @@ pub(crate) fn check(file: &ConfigFile, output: Output) -> anyhow::Result<u8> {
     let settings = file.settings()?;
     RouterConfig::from_file(file)?;
     ApiConfig::from_file(file)?;
+    ControlConfig::from_file(file)?;
     let path = file.path().display().to_string();
     let value = serde_json::json!({ "file": path, "base_domain": settings.base_domain, "valid": true });
     output.print(&value, || format!("{path}: valid"))?;

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use gmah_api::control::edge::{EdgeSettings, Mode};
-use gmah_api::control::migrate::{Fleet, Outcome};
 use gmah_api::control::provision::NewTenant;
 use gmah_api::control::tenants::Summary;
 use gmah_api::control::{Control, ControlError, parse_email, parse_slug};
+use gmah_api::language::Language;
 use gmah_shared::config::ConfigFile;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tenant::TenantStatus;
 use secrecy::ExposeSecret as _;
 
-use super::{Output, PARTLY};
+use super::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TenantCommand {
@@ -34,7 +34,23 @@ pub(crate) enum TenantCommand {
     /// Fills the empty tables of one with demo data.
     Seed(One),
     /// Brings databases up to this program's schema.
-    Migrate(Migrate),
+    Migrate(super::migrate::Migrate),
+    /// Deletes one: its host answers 404 at once, and it is destroyed when the grace is over.
+    Delete(super::delete::Delete),
+    /// Has one back that was deleted.
+    Undelete(One),
+    /// Runs one statement in organisations' databases: as a role that can only read, unless --write.
+    Exec(super::exec::Exec),
+    /// Opens psql in an organisation's database, as the server's administrator.
+    Psql(super::exec::Psql),
+    /// Writes all that one has into a folder, for its owner.
+    Export(super::portable::Export),
+    /// Makes another one out of such a folder.
+    Import(super::portable::Import),
+    /// Makes backups, while everything runs.
+    Backup(super::backup::Backup),
+    /// Puts a backup in the place of what an organisation has, or makes another organisation of it.
+    Restore(super::backup::Restore),
 }
 
 #[derive(Debug, Args)]
@@ -60,8 +76,29 @@ pub(crate) struct Create {
     /// Database server. Default: the emptiest.
     #[arg(long)]
     server: Option<String>,
+    /// No letter to the administrator: the password that is printed is told by other means.
+    #[arg(long)]
+    without_letter: bool,
+    /// Of the letter to the administrator, where letters are sent.
+    #[arg(long, value_enum, default_value_t = Tongue::En)]
+    language: Tongue,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tongue {
+    En,
+    Fr,
+}
+
+impl From<Tongue> for Language {
+    fn from(tongue: Tongue) -> Self {
+        match tongue {
+            Tongue::En => Self::En,
+            Tongue::Fr => Self::Fr,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -113,27 +150,6 @@ pub(crate) struct Set {
     output: Output,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Migrate {
-    /// Slugs.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    slugs: Vec<String>,
-    /// Every organisation.
-    #[arg(long)]
-    all: bool,
-    /// Organisations at once.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    parallel: u16,
-    /// Runs each in a transaction and rolls it back.
-    #[arg(long)]
-    dry_run: bool,
-    /// No further organisation is begun after this many have failed.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    max_failures: u32,
-    #[command(flatten)]
-    output: Output,
-}
-
 impl TenantCommand {
     pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
         match self {
@@ -163,6 +179,19 @@ impl TenantCommand {
                 Ok(0)
             }
             Self::Migrate(migrate) => migrate.run(file).await,
+            Self::Exec(exec) => exec.run(file).await,
+            Self::Psql(psql) => psql.run(file).await,
+            Self::Export(export) => export.run(file).await,
+            Self::Import(import) => import.run(file).await,
+            Self::Backup(backup) => backup.run(file).await,
+            Self::Delete(delete) => delete.run(file).await,
+            Self::Undelete(one) => {
+                let slug = parse_slug(&one.slug)?;
+                let tenant = super::control(file).await?.undelete_tenant(&slug).await?;
+                one.output.print(&tenant, || format!("{slug} is {} again", tenant.status))?;
+                Ok(0)
+            }
+            Self::Restore(restore) => restore.run(file).await,
         }
     }
 }
@@ -213,6 +242,7 @@ impl Create {
             .domain
             .map(|d| Hostname::parse(&d).map_err(|e| ControlError::Usage(format!("{d:?}: {e}"))))
             .transpose()?;
+        let named = domain.clone();
         let mut control = super::control(file).await?;
         let modules = self.modules.unwrap_or_else(|| control.settings.default_modules.clone());
         let created = control
@@ -221,6 +251,7 @@ impl Create {
                 name: self.name,
                 admin_email: admin_email.clone(),
                 admin_password: None,
+                language: (!self.without_letter).then_some(self.language.into()),
                 domain,
                 plan: self.plan,
                 modules,
@@ -228,14 +259,19 @@ impl Create {
             })
             .await?;
         let password = created.admin_password.as_ref().map(|p| p.expose_secret());
+        let domain = match &named {
+            Some(name) => Some(control.one_domain(Some(&slug), name).await?),
+            None => None,
+        };
         let value = serde_json::json!({
             "id": created.id, "slug": slug, "host": created.host, "admin_email": admin_email,
-            "admin_password": password, "created": created.is_new,
+            "admin_password": password, "created": created.is_new, "domain": domain,
         });
         self.output.print(&value, || match password {
             Some(password) => format!(
-                "{slug} is active at {}\nadministrator {admin_email}, password (shown once): {password}",
-                created.host
+                "{slug} is active at {}\nadministrator {admin_email}, password (shown once): {password}\n{}",
+                created.host,
+                domain.as_ref().map(super::domain::instructions).unwrap_or_default()
             ),
             None => format!("{slug} was created before with these very inputs; nothing to do"),
         })?;
@@ -289,57 +325,4 @@ fn describe(t: &Summary) -> String {
         t.limits,
         t.pools
     )
-}
-
-impl Migrate {
-    async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
-        let slugs = self.slugs.iter().map(|s| parse_slug(s)).collect::<Result<Vec<_>, _>>()?;
-        let control = super::control(file).await?;
-        let mut tenants = Vec::new();
-        if self.all {
-            tenants = control.tenants().await?;
-            tenants.retain(|t| t.status != TenantStatus::Provisioning);
-        }
-        for slug in &slugs {
-            tenants.push(control.tenant(slug).await?);
-        }
-        let fleet = Fleet {
-            parallel: usize::from(self.parallel),
-            dry_run: self.dry_run,
-            max_failures: self.max_failures as usize,
-        };
-        let json = self.output.json;
-        let outcomes = control
-            .migrate_tenants(tenants, fleet, |o| {
-                if !json {
-                    println!("{}", line(o, self.dry_run));
-                }
-            })
-            .await;
-        let failed = outcomes.iter().filter(|o| o.error.is_some() || o.skipped).count();
-        if json {
-            println!(
-                "{}",
-                serde_json::to_string(&serde_json::json!({ "tenants": outcomes, "failed": failed }))?
-            );
-        } else {
-            println!("{} of {} organisations are up to date", outcomes.len() - failed, outcomes.len());
-        }
-        Ok(if failed > 0 { PARTLY } else { 0 })
-    }
-}
-
-fn line(o: &Outcome, dry_run: bool) -> String {
-    if o.skipped {
-        return format!("{}: not begun, too many failures", o.slug);
-    }
-    if let Some(error) = &o.error {
-        return format!("{}: failed: {error}", o.slug);
-    }
-    if o.applied.is_empty() {
-        return format!("{}: nothing to do", o.slug);
-    }
-    let files: Vec<_> = o.applied.iter().map(|a| format!("{}/{:04}_{}", a.set, a.version, a.name)).collect();
-    let verb = if dry_run { "would apply" } else { "applied" };
-    format!("{}: {verb} {}", o.slug, files.join(", "))
 }

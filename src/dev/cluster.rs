@@ -47,6 +47,7 @@ pub(super) struct Cluster {
     child: Child,
     port: u16,
     password: SecretString,
+    programs: PathBuf,
 }
 
 /// The newest PostgreSQL of this machine, or the named one.
@@ -54,27 +55,12 @@ pub(super) fn find(named: Option<&Path>) -> anyhow::Result<Binaries> {
     let folder = match named {
         Some(folder) if folder.join("initdb").exists() => folder.to_owned(),
         Some(folder) => bail!("--pg-bin {}: there is no initdb", folder.display()),
-        None => newest().ok_or_else(|| {
+        None => pg::programs::folder(&["initdb", "postgres"]).ok_or_else(|| {
             anyhow!("PostgreSQL is not installed: apt-get install postgresql (or give --pg-bin DIR)")
         })?,
     };
     let user = if rustix::process::geteuid().is_root() { Some(other_user()?) } else { None };
     Ok(Binaries { folder, user })
-}
-
-fn newest() -> Option<PathBuf> {
-    let on_path = std::env::var_os("PATH").and_then(|path| {
-        std::env::split_paths(&path).find(|p| p.join("initdb").exists() && p.join("postgres").exists())
-    });
-    let installed = fs::read_dir("/usr/lib/postgresql").ok().and_then(|versions| {
-        versions
-            .flatten()
-            .filter_map(|v| Some((v.file_name().to_str()?.parse::<u32>().ok()?, v.path().join("bin"))))
-            .filter(|(_, bin)| bin.join("initdb").exists())
-            .max_by_key(|(version, _)| *version)
-            .map(|(_, bin)| bin)
-    });
-    on_path.or(installed)
 }
 
 fn other_user() -> anyhow::Result<User> {
@@ -237,7 +223,7 @@ impl Cluster {
         }
         command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let child = command.spawn().context("postgres did not start")?;
-        let mut cluster = Self { child, port, password };
+        let mut cluster = Self { child, port, password, programs: binaries.folder.clone() };
         cluster.until_ready(dir).await?;
         Ok(cluster)
     }
@@ -248,6 +234,11 @@ impl Cluster {
 
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The folder of its programs.
+    pub(super) fn programs(&self) -> &Path {
+        &self.programs
     }
 
     pub(super) fn password(&self) -> &SecretString {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
+use gmah_api::control::backup::config::Backups;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::secret::MasterKey;
 use secrecy::ExposeSecret as _;
@@ -82,7 +83,7 @@ impl DataDir {
 
     /// Throws away what earlier runs made, and nothing else.
     pub(super) fn reset(&self) -> anyhow::Result<()> {
-        for name in ["pg", "pg.new", "certs", "secrets", "mail", "files"] {
+        for name in ["pg", "pg.new", "certs", "secrets", "mail", "files", "backups"] {
             remove_tree(&self.root.join(name))?;
         }
         for name in ["gmah.toml", "credentials.json", "postgres.log", "cluster", "schema"] {
@@ -134,6 +135,10 @@ impl DataDir {
         self.ensure_secret("master.key", || MasterKey::generate_text().expose_secret().to_owned()).map(drop)
     }
 
+    pub(super) fn ensure_backup_key(&self) -> anyhow::Result<()> {
+        self.ensure_secret("backups.key", || Backups::generate_key().expose_secret().to_owned()).map(drop)
+    }
+
     /// The configuration of this run, which every other command takes too.
     pub(super) fn write_config(
         &self,
@@ -143,6 +148,13 @@ impl DataDir {
         extra: &str,
     ) -> anyhow::Result<()> {
         let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
+        // Where the cluster's own lie beside it; otherwise those that the machine has.
+        let programs = match cluster.programs() {
+            folder if folder.join("pg_dump").exists() => {
+                format!("programs = {}\n", quoted(folder.to_owned()))
+            }
+            _ => String::new(),
+        };
         let text = format!(
             "# Written by `gmah dev` at every start.\n\
              base_domain = \"{base}\"\n\
@@ -158,7 +170,11 @@ impl DataDir {
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
              \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\
              \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\
-             \n[files]\nfolder = {files}\n",
+             \n[files]\nfolder = {files}\n\
+             \n[backups]\nfolder = {backups}\nkey_file = {backup_key}\n{programs}",
+            backups = quoted(self.path("backups")),
+            backup_key = quoted(self.path("secrets/backups.key")),
+            programs = programs,
             files = quoted(self.path("files")),
             mail = quoted(self.path("mail")),
             https = ports.https,

@@ -51,6 +51,7 @@ pub(super) async fn ensure(control: &mut Control, dir: &DataDir) -> anyhow::Resu
                 name: name.into(),
                 admin_email: admin.email.clone(),
                 admin_password: Some(admin.password.clone().into()),
+                language: None,
                 domain: None,
                 plan: "professional".into(),
                 modules: vec![module.into()],

@@ -38,7 +38,7 @@ pub(crate) fn is(status: u16, code: &str) -> (u16, String) {
 }
 
 /// Letters to somebody, the earliest first, as they read.
-async fn letters(dev: &Dev, to: &str, count: usize) -> Vec<String> {
+pub(crate) async fn letters(dev: &Dev, to: &str, count: usize) -> Vec<String> {
     let folder = dev.folder().join("data/mail");
     let found = || async {
         let mut files: Vec<_> = std::fs::read_dir(&folder).into_iter().flatten().flatten().collect();
@@ -46,14 +46,14 @@ async fn letters(dev: &Dev, to: &str, count: usize) -> Vec<String> {
         let texts = files.iter().filter_map(|f| std::fs::read_to_string(f.path()).ok());
         texts.filter(|t| t.contains(&format!("To: {to}"))).collect::<Vec<_>>()
     };
-    let texts = eventually("letters", Duration::from_secs(10), found, |t: &Vec<_>| t.len() >= count).await;
+    let texts = eventually("letters", Duration::from_secs(40), found, |t: &Vec<_>| t.len() >= count).await;
     assert_eq!(texts.len(), count, "{texts:?}");
     // Quoted-printable (RFC 2045, section 6.7), as far as these have it.
     texts.iter().map(|t| t.replace("=\r\n", "").replace("=3D", "=")).collect()
 }
 
 /// The token of the link in a letter.
-fn token(letter: &str, purpose: &str) -> String {
+pub(crate) fn token(letter: &str, purpose: &str) -> String {
     let (_, rest) = letter.split_once(&format!("#{purpose}=")).expect("a link");
     rest.chars().take(43).collect()
 }

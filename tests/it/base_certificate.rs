@@ -156,7 +156,7 @@ async fn without_files_and_without_a_hook_there_is_no_start() {
         (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
     let without = |key: &str| {
-        let lines = text.lines().filter(|l| !l.starts_with(key));
+        let lines = text.lines().filter(|l| !(l.starts_with(key) && l.contains("/certs/")));
         lines.collect::<Vec<_>>().join("\n")
     };
     let (code, said) = checked(without("key_file")).await;

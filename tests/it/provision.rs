@@ -240,7 +240,7 @@ async fn t19_a_slug_used_again() {
     let password = dev.create("nice").await;
     let old_token = dev.login_as("nice", "admin@nice.example", &password).await;
     let old_id = dev.get("nice", "/api/v1/tenant").await.json()["id"].clone();
-    dev.execute("gmah_master", "update organizations set status = 'deleted' where slug = 'nice'").await;
+    dev.cli_json(&["tenant", "delete", "nice", "--yes-delete", "nice", "--grace", "0s"]).await;
     crate::harness::eventually(
         "deleted",
         Duration::from_secs(2),
@@ -248,8 +248,6 @@ async fn t19_a_slug_used_again() {
         |s| *s == 404,
     )
     .await;
-    dev.execute("postgres", "drop database gmah_org_nice with (force)").await;
-    dev.execute("postgres", "drop role gmah_org_nice").await;
     dev.create("nice").await;
     let new = dev.get("nice", "/api/v1/tenant").await;
     assert_eq!(new.status, 200);

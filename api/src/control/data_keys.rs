@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
+use super::operations::Subject;
 use super::{Control, ControlError, During as _};
 use crate::modules::{self, Sealed};
 
@@ -37,6 +38,14 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; whatever was sealed opens all the same.
     pub async fn rotate_data_key(&self, slug: &TenantSlug) -> Result<Rotated, ControlError> {
+        let subject = Subject::Organization(self.tenant(slug).await?.id);
+        self.hold(&subject).await?;
+        let rotated = self.rotate_held(slug).await;
+        self.release(&subject).await;
+        rotated
+    }
+
+    async fn rotate_held(&self, slug: &TenantSlug) -> Result<Rotated, ControlError> {
         let tenant = self.tenant(slug).await?;
         ensure(&self.settings.master_key, &self.master, tenant.id).await?;
         let version = self.newer_key(tenant.id).await?;
@@ -46,12 +55,20 @@ impl Control {
         let mut resealed = 0;
         for module in std::iter::once(&modules::CORE).chain(modules::OPTIONAL) {
             for column in module.sealed {
-                resealed += reseal(&db, &keys, column).await?;
+                resealed += reseal(&db, &keys, &keys, column).await?;
             }
         }
         self.master
             .execute(
-                "with gone as (delete from organization_keys where organization_id = $1 and version < $2 returning 1)
+                // What a backup, or a database that is kept for an undo, has sealed with it must still be opened.
+                "with gone as (
+                     delete from organization_keys where organization_id = $1 and version < $2
+                         and not exists (select from backups b where b.organization_id = $1
+                                         and b.state in ('running', 'done'))
+                         and not exists (select from organization_placements p where p.organization_id = $1)
+                     returning 1),
+                 done as (
+                     update organization_keys set exchanged_at = now() where organization_id = $1 and version = $2)
                  insert into audit_log (actor, action, organization_id, detail)
                  select 'cli', 'key.rotate_tenant', $1, jsonb_build_object('version', $2::int)",
                 &[&tenant.id.as_uuid(), &version],
@@ -67,15 +84,18 @@ impl Control {
         let rows = self
             .master
             .query(
-                "select version, secrets from organization_keys where organization_id = $1 order by version",
+                "select version, secrets, exchanged_at is not null as is_done from organization_keys
+                 where organization_id = $1 order by version",
                 &[&id.as_uuid()],
             )
             .await
             .during(what)?;
-        if let [_, .., newest] = &rows[..] {
+        if let [_, .., newest] = &rows[..]
+            && !newest.get::<_, bool>("is_done")
+        {
             return Ok(newest.get(0));
         }
-        let row = rows.first().ok_or_else(|| ControlError::Refused("the organisation has no key".into()))?;
+        let row = rows.last().ok_or_else(|| ControlError::Refused("the organisation has no key".into()))?;
         let version = row.get::<_, i32>(0) + 1;
         let secrets = DataKeys::generate(&self.settings.master_key, id, Some(row.get(1)))?;
         // Nodes that hear of nothing read an organisation anew after the catalog's `ttl`.
@@ -112,7 +132,51 @@ impl Control {
         Ok(())
     }
 
-    async fn data_keys(&self, id: TenantId) -> Result<DataKeys, ControlError> {
+    /// Gives an organisation that nobody uses yet a key with which the indexes of another one go on.
+    pub(crate) async fn copy_key(&self, of: TenantId, to: TenantId) -> Result<(), ControlError> {
+        let what = "making the copy's key";
+        let newest = self
+            .master
+            .query_opt(
+                "select secrets from organization_keys where organization_id = $1 order by version desc limit 1",
+                &[&of.as_uuid()],
+            )
+            .await
+            .during(what)?;
+        let newest = newest.ok_or_else(|| {
+            ControlError::Refused("the organisation's key is destroyed: what it sealed opens nowhere".into())
+        })?;
+        let secrets = DataKeys::generate_for_copy(&self.settings.master_key, to, of, newest.get(0))?;
+        self.master
+            .execute(
+                "insert into organization_keys (organization_id, version, secrets) values ($1, 1, $2)
+                 on conflict (organization_id, version) do update set secrets = excluded.secrets",
+                &[&to.as_uuid(), &secrets],
+            )
+            .await
+            .during(what)?;
+        Ok(())
+    }
+
+    /// Seals what another organisation's key sealed with the organisation's own, in a database that nobody uses yet.
+    pub(crate) async fn reseal_all(
+        &self,
+        db: &Client,
+        from: TenantId,
+        to: TenantId,
+    ) -> Result<u64, ControlError> {
+        let (from, to) = (self.data_keys(from).await?, self.data_keys(to).await?);
+        let mut resealed = 0;
+        for module in std::iter::once(&modules::CORE).chain(modules::OPTIONAL) {
+            for column in module.sealed {
+                resealed += reseal(db, &from, &to, column).await?;
+            }
+        }
+        Ok(resealed)
+    }
+
+    /// What opens and seals an organisation's fields.
+    pub(crate) async fn data_keys(&self, id: TenantId) -> Result<DataKeys, ControlError> {
         let rows = self
             .master
             .query(
@@ -155,7 +219,7 @@ pub(crate) async fn ensure(
 }
 
 /// Seals anew what an older key sealed, row by row: one that somebody changes meanwhile is theirs.
-async fn reseal(db: &Client, keys: &DataKeys, at: &Sealed) -> Result<u64, ControlError> {
+async fn reseal(db: &Client, from: &DataKeys, to: &DataKeys, at: &Sealed) -> Result<u64, ControlError> {
     let Sealed { table, key, column } = *at;
     let what = "sealing anew";
     let exists = db.query_one("select to_regclass($1) is not null", &[&table]).await.during(what)?;
@@ -173,11 +237,11 @@ async fn reseal(db: &Client, keys: &DataKeys, at: &Sealed) -> Result<u64, Contro
         after = last.get(0);
         for row in &rows {
             let (row, sealed): (Uuid, Vec<u8>) = (row.get(0), row.get(1));
-            if keys.is_current(&sealed) {
+            if to.is_current(&sealed) {
                 continue;
             }
             let place = Place { table, column, row };
-            let anew = keys.seal(place, &keys.open(place, &sealed)?)?;
+            let anew = to.seal(place, &from.open(place, &sealed)?)?;
             resealed += db.execute(&write, &[&row, &anew, &sealed]).await.during(what)?;
         }
     }

@@ -8,25 +8,27 @@
 //! find out what is there and do what is missing. A second run with the same inputs goes on where the first was
 //! killed, or finds everything done; with other inputs the slug is taken.
 
-use std::time::Duration;
-
 use gmah_shared::hostname::Hostname;
 use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use super::journal::{self, Operation};
-use super::{Control, ControlError, During as _, data_keys, features};
+use super::operations::{Again, Ask, Kind, Operation, Subject};
+use super::{Control, ControlError, During as _, data_keys, features, remove};
 use crate::auth::password;
+use crate::language::Language;
 use crate::modules;
+use crate::server::Names;
 
 mod ensure;
+mod welcome;
 
-use ensure::{ensure_administrator, ensure_database, ensure_identity, ensure_role, hold_on_server};
+pub(crate) use ensure::{ensure_database, ensure_identity, ensure_role, hold_on_server};
+use welcome::{Welcome, ensure_administrator};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -37,8 +39,10 @@ pub struct NewTenant {
     pub name: String,
     /// E-mail address of the administrator.
     pub admin_email: String,
-    /// Password of the administrator; a random one otherwise.
+    /// Password of the administrator; a random one otherwise, and then a letter with a link to choose another.
     pub admin_password: Option<SecretString>,
+    /// Of that letter; none: whoever asks tells the administrator by other means.
+    pub language: Option<Language>,
     /// Custom domain, to be verified later.
     pub domain: Option<Hostname>,
     /// Key of a plan.
@@ -47,6 +51,28 @@ pub struct NewTenant {
     pub modules: Vec<String>,
     /// Name of a server; the emptiest otherwise.
     pub server: Option<String>,
+}
+
+impl NewTenant {
+    /// What an operation of the journal was asked for.
+    pub(crate) fn of_journal(input: &Value) -> Result<Self, ControlError> {
+        #[derive(serde::Deserialize)]
+        struct Input {
+            slug: String,
+            name: String,
+            admin_email: String,
+            plan: String,
+            modules: Vec<String>,
+            server: Option<String>,
+            domain: Option<Hostname>,
+        }
+        let input: Input = serde_json::from_value(input.clone())
+            .map_err(|e| ControlError::Foreign(format!("the journal has an order that is none: {e}")))?;
+        let slug = super::parse_slug(&input.slug)?;
+        let Input { name, admin_email, plan, modules, server, domain, .. } = input;
+        let (admin_password, language) = (None, Some(Language::default()));
+        Ok(Self { slug, name, admin_email, admin_password, language, domain, plan, modules, server })
+    }
 }
 
 /// What came of it.
@@ -62,16 +88,14 @@ pub struct Created {
     pub is_new: bool,
 }
 
-const KIND: &str = "tenant.create";
-
 /// The names under which everything is reserved.
-struct Reserved {
-    id: TenantId,
-    server: Uuid,
-    database: String,
-    role: String,
+pub(crate) struct Reserved {
+    pub(crate) id: TenantId,
+    pub(crate) server: Uuid,
+    pub(crate) database: String,
+    pub(crate) role: String,
     role_password: SecretString,
-    placement: i32,
+    pub(crate) placement: i32,
 }
 
 impl Control {
@@ -80,93 +104,116 @@ impl Control {
     /// # Errors
     /// [`ControlError::Usage`] and [`ControlError::Refused`] change nothing; after any other error another run goes
     /// on.
-    pub async fn create_tenant(&mut self, mut new: NewTenant) -> Result<Created, ControlError> {
+    pub async fn create_tenant(&mut self, new: NewTenant) -> Result<Created, ControlError> {
+        self.create(new, None).await
+    }
+
+    pub(crate) async fn create(
+        &mut self,
+        mut new: NewTenant,
+        resume: Option<Uuid>,
+    ) -> Result<Created, ControlError> {
         new.modules.sort();
         new.modules.dedup();
         check(self, &new).await?;
-        let input = input(&new);
-        // Held until this session ends, also by a kill: one runner per slug.
-        self.hold(&new.slug).await?;
-        let created = self.create_held(&new, &input).await;
-        self.release(&new.slug).await;
-        created
-    }
-
-    async fn create_held(&mut self, new: &NewTenant, input: &Value) -> Result<Created, ControlError> {
         let host = format!("{}.{}", new.slug, self.settings.base_domain);
-        let (reserved, mut operation) = match self.reserved(&new.slug).await? {
-            Some(reserved) => {
-                let found = journal::latest(&self.master, reserved.id, KIND).await?;
-                let Some(found) = found.filter(|f| f.input == *input) else {
-                    return Err(ControlError::Refused(format!("the slug {} is taken", new.slug)));
-                };
-                if found.done {
-                    return Ok(Created { id: reserved.id, host, admin_password: None, is_new: false });
-                }
-                let operation = Operation::take_over(&self.master, found.id).await?;
-                (reserved, operation)
-            }
-            None => self.reserve(new, input).await?,
+        let ask = Ask {
+            kind: Kind::Create,
+            subject: Subject::Slug(new.slug.clone()),
+            organization: None,
+            about: new.slug.to_string(),
+            input: input(&new),
+            again: Again::Unless(self.taken(&new.slug).await?),
+            resume,
         };
-        let admin_password = new.admin_password.clone().unwrap_or_else(random_password);
-        match self.build(new, &reserved, &admin_password, &mut operation).await {
-            Ok(()) => {
-                Ok(Created { id: reserved.id, host, admin_password: Some(admin_password), is_new: true })
-            }
-            Err(e) => {
-                operation.failed(&self.master, &e).await;
-                Err(e)
-            }
+        if matches!(ask.again, Again::Unless(None)) {
+            // Before anything is written: a server that there is not, or none with room.
+            self.place(new.server.as_deref()).await?;
         }
+        let admin_password = new.admin_password.clone().unwrap_or_else(random_password);
+        let mut let_in = false;
+        let (id, is_new) = self
+            .operate(ask, async |control, operation| {
+                control.build(&new, &admin_password, operation, &mut let_in).await
+            })
+            .await?;
+        Ok(Created { id, host, admin_password: let_in.then_some(admin_password), is_new })
     }
 
     async fn build(
         &mut self,
         new: &NewTenant,
-        r: &Reserved,
         admin_password: &SecretString,
         operation: &mut Operation,
-    ) -> Result<(), ControlError> {
+        let_in: &mut bool,
+    ) -> Result<TenantId, ControlError> {
         // Takes a core for tens of milliseconds; the server works meanwhile.
         let to_hash = admin_password.clone();
         let hashing = tokio::task::spawn_blocking(move || password::hash(&to_hash));
+        if operation.recorded::<TenantId>("reserve")?.is_none() {
+            operation.begin(&self.master, "reserve").await?;
+            let id = self.reserve(new, operation.id()).await?;
+            operation.did("reserve", &id)?;
+        }
+        let r = self.reserved(operation.id()).await?;
         let access = self.access(r.server).await?;
         let server = access.connect("postgres").await?;
-        hold_on_server(&server, r).await?;
-        operation.step(&self.master, "role").await?;
-        ensure_role(&server, r).await?;
-        operation.step(&self.master, "database").await?;
+        hold_on_server(&server, r.id).await?;
+        operation.step(&self.master, "role", ensure_role(&server, &r)).await?;
         let sets = modules::migrations(&new.modules);
-        ensure_database(&access, &server, r, &sets).await?;
-        operation.step(&self.master, "identity").await?;
+        operation.step(&self.master, "database", ensure_database(&access, &server, &r, &sets)).await?;
         let mut db = access.connect(&r.database).await?;
-        ensure_identity(&db, r).await?;
-        operation.step(&self.master, "migrations").await?;
-        if !gmah_shared::migrate::pending(&db, &sets).await.during("migrations")?.is_empty() {
-            gmah_shared::migrate::run(&mut db, &sets, Default::default()).await.during("migrations")?;
+        operation.step(&self.master, "identity", ensure_identity(&db, &r)).await?;
+        operation
+            .step(&self.master, "migrations", async {
+                if !gmah_shared::migrate::pending(&db, &sets).await.during("migrations")?.is_empty() {
+                    gmah_shared::migrate::run(&mut db, &sets, Default::default())
+                        .await
+                        .during("migrations")?;
+                }
+                Ok(())
+            })
+            .await?;
+        let welcome = self.welcome(new, &r).await?;
+        // Also when an earlier run has: the password that it made was never shown.
+        *let_in = operation
+            .again(&self.master, "administrator", async {
+                let hash =
+                    hashing.await.map_err(|_| ControlError::Password(password::HashError::Failed))??;
+                ensure_administrator(&mut db, r.id, &new.admin_email, &hash, welcome.as_ref()).await
+            })
+            .await?;
+        operation.begin(&self.master, "active").await?;
+        self.activate(r.id, operation).await?;
+        if welcome.is_some() {
+            self.letters_are_due(r.id).await?;
         }
-        operation.step(&self.master, "administrator").await?;
-        let hash = hashing.await.map_err(|_| ControlError::Password(password::HashError::Failed))??;
-        ensure_administrator(&db, &new.admin_email, &hash).await?;
-        operation.step(&self.master, "active").await?;
-        self.activate(r.id, operation).await
+        operation.did("active", &())?;
+        Ok(r.id)
     }
 
-    /// Writes all names, and the journal entry, in one transaction.
-    async fn reserve(
+    /// Writes all names in one transaction, unless that operation has before.
+    pub(crate) async fn reserve(
         &mut self,
         new: &NewTenant,
-        input: &Value,
-    ) -> Result<(Reserved, Operation), ControlError> {
+        operation: Uuid,
+    ) -> Result<TenantId, ControlError> {
+        let what = "reserving the names";
+        let known = self
+            .master
+            .query_one("select organization_id from operations where id = $1", &[&operation])
+            .await
+            .during(what)?;
+        if let Some(id) = known.get::<_, Option<Uuid>>(0) {
+            return Ok(TenantId::from_uuid(id));
+        }
         let server = self.place(new.server.as_deref()).await?;
         let id = TenantId::generate();
         let role_password = random_password();
         let context = format!("organizations/{id}/role");
         let sealed = self.settings.master_key.seal(&context, role_password.expose_secret().as_bytes())?;
         let database = new.slug.database_name();
-        let operation = Uuid::now_v7();
         let domain = new.domain.as_ref().map(Hostname::as_str);
-        let what = "reserving the names";
         let tx = self.master.transaction().await.during(what)?;
         let inserted = tx
             .execute(
@@ -206,95 +253,167 @@ impl Control {
             .during(what)?;
         }
         data_keys::ensure(&self.settings.master_key, &tx, id).await?;
-        tx.execute(journal::BEGIN, &[&operation, &KIND, &id.as_uuid(), input, &actor()])
+        tx.execute("update operations set organization_id = $2 where id = $1", &[&operation, &id.as_uuid()])
             .await
             .during(what)?;
         tx.commit().await.during(what)?;
-        let operation = Operation::take_over(&self.master, operation).await?;
-        let role = database.clone();
-        Ok((Reserved { id, server, database, role, role_password, placement: 1 }, operation))
+        Ok(id)
     }
 
-    /// What is reserved for a slug.
-    async fn reserved(&self, slug: &TenantSlug) -> Result<Option<Reserved>, ControlError> {
+    /// What an operation has reserved.
+    pub(crate) async fn reserved(&self, operation: Uuid) -> Result<Reserved, ControlError> {
+        let r = self
+            .master
+            .query_one(
+                "select o.id, o.server_id, o.database_name, o.role_name, o.role_password, o.placement
+                 from operations p join organizations o on o.id = p.organization_id where p.id = $1",
+                &[&operation],
+            )
+            .await
+            .during("reading what is reserved")?;
+        self.reserved_row(&r)
+    }
+
+    fn reserved_row(&self, r: &Row) -> Result<Reserved, ControlError> {
+        let id = TenantId::from_uuid(r.get("id"));
+        let context = format!("organizations/{id}/role");
+        Ok(Reserved {
+            id,
+            server: r.get("server_id"),
+            database: r.get("database_name"),
+            role: r.get("role_name"),
+            // Destroyed with the organisation.
+            role_password: match r.get::<_, &[u8]>("role_password") {
+                [] => SecretString::default(),
+                sealed => self.settings.master_key.open_text(&context, sealed)?,
+            },
+            placement: r.get("placement"),
+        })
+    }
+
+    /// What an organisation has.
+    pub(crate) async fn reserved_of(&self, id: TenantId) -> Result<Reserved, ControlError> {
+        let r = self
+            .master
+            .query_one(
+                "select id, server_id, database_name, role_name, role_password, placement
+                 from organizations where id = $1",
+                &[&id.as_uuid()],
+            )
+            .await
+            .during("reading what the organisation has")?;
+        self.reserved_row(&r)
+    }
+
+    /// Why the slug cannot be had, unless by the operation that has it.
+    pub(crate) async fn taken(&self, slug: &TenantSlug) -> Result<Option<ControlError>, ControlError> {
         let row = self
             .master
             .query_opt(
-                "select id, server_id, database_name, role_name, role_password, placement
-                 from organizations where slug = $1 and status <> 'deleted'",
+                "select status from organizations where slug = $1 and purged_at is null",
                 &[&slug.as_str()],
             )
             .await
             .during("looking for the slug")?;
-        row.map(|r| {
-            let id = TenantId::from_uuid(r.get("id"));
-            let context = format!("organizations/{id}/role");
-            Ok(Reserved {
-                id,
-                server: r.get("server_id"),
-                database: r.get("database_name"),
-                role: r.get("role_name"),
-                role_password: self.settings.master_key.open_text(&context, r.get("role_password"))?,
-                placement: r.get("placement"),
+        Ok(row.map(|row| {
+            ControlError::Refused(match row.get("status") {
+                "deleted" => {
+                    format!("the slug {slug} is taken by one that was deleted: gmah tenant undelete {slug}")
+                }
+                _ => format!("the slug {slug} is taken"),
             })
-        })
-        .transpose()
+        }))
     }
 
-    async fn activate(&mut self, id: TenantId, operation: &Operation) -> Result<(), ControlError> {
-        let what = "activating the organisation";
-        let tx = self.master.transaction().await.during(what)?;
-        tx.execute(
-            "update organizations set status = 'active' where id = $1 and status = 'provisioning'",
-            &[&id.as_uuid()],
-        )
-        .await
-        .during(what)?;
-        tx.execute(journal::DONE, &[&operation.id()]).await.during(what)?;
-        tx.execute(
-            "insert into audit_log (actor, action, organization_id) values ($1, $2, $3)",
-            &[&actor(), &KIND, &id.as_uuid()],
-        )
-        .await
-        .during(what)?;
-        tx.commit().await.during(what)
+    /// The administrator's letter, where letters are sent and the password is not known already.
+    async fn welcome<'a>(
+        &self,
+        new: &'a NewTenant,
+        r: &Reserved,
+    ) -> Result<Option<Welcome<'a>>, ControlError> {
+        let (Some(mail), None, Some(language)) = (&self.config.mail, &new.admin_password, new.language)
+        else {
+            return Ok(None);
+        };
+        let names = Names::new(&self.settings);
+        let link = mail.link.replace("{host}", &names.authority(&new.slug, &names.host_of(&new.slug)));
+        let keys = self.data_keys(r.id).await?;
+        Ok(Some(Welcome { organization: &new.name, language, link, keys }))
     }
 
-    /// Waits a little for another runner of the same slug: a killed one leaves as soon as the server notices.
-    async fn hold(&self, slug: &TenantSlug) -> Result<(), ControlError> {
-        let deadline = Instant::now() + HOLD_PATIENCE;
-        loop {
-            let held: bool = self
-                .master
-                .query_one("select pg_try_advisory_lock(hashtextextended($1, 0))", &[&lock_name(slug)])
-                .await
-                .during("taking the lock")?
-                .get(0);
-            if held {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(ControlError::Refused(format!("{slug} is being created by another command")));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn release(&self, slug: &TenantSlug) {
-        let released = self
+    /// Takes away what an operation had made of an organisation that never was active.
+    pub(crate) async fn unmake(&mut self, operation: Uuid) -> Result<(), ControlError> {
+        let what = "reading what is reserved";
+        let known = self
             .master
-            .execute("select pg_advisory_unlock(hashtextextended($1, 0))", &[&lock_name(slug)])
-            .await;
-        if let Err(e) = released {
-            tracing::debug!(error = %e, "lock not released by hand; it ends with the session");
+            .query_one("select organization_id from operations where id = $1", &[&operation])
+            .await
+            .during(what)?;
+        if known.get::<_, Option<Uuid>>(0).is_none() {
+            return Ok(());
         }
+        let r = self.reserved(operation).await?;
+        // In the master first: one that has become active meanwhile is nobody's to take away.
+        let ours = self
+            .master
+            .execute(
+                "update organizations set status = 'deleted', deleted_at = now()
+                 where id = $1 and purged_at is null
+                     and (status = 'provisioning' or status = 'deleted' and purge_after is null)",
+                &[&r.id.as_uuid()],
+            )
+            .await
+            .during("freeing the slug")?;
+        if ours == 0 {
+            return Err(ControlError::Refused(
+                "the organisation is there and active: gmah operation resume, and then gmah tenant delete"
+                    .into(),
+            ));
+        }
+        let server = self.access(r.server).await?.connect("postgres").await?;
+        hold_on_server(&server, r.id).await?;
+        self.remove_files(r.id).await?;
+        remove::drop_database(&server, &r.database, r.id).await?;
+        remove::drop_role(&server, &r.role, r.id).await?;
+        self.master
+            .execute(
+                "with gone as (update organizations set purged_at = now() where id = $1 returning id),
+                 domains as (delete from organization_domains where organization_id = (select id from gone)),
+                 chores as (delete from organization_chores where organization_id = (select id from gone))
+                 delete from organization_keys where organization_id = (select id from gone)",
+                &[&r.id.as_uuid()],
+            )
+            .await
+            .during("freeing the slug")?;
+        Ok(())
     }
-}
 
-const HOLD_PATIENCE: Duration = Duration::from_secs(15);
+    /// An api node comes by for its letters soon, and not when its next turn is.
+    async fn letters_are_due(&self, id: TenantId) -> Result<(), ControlError> {
+        self.master
+            .execute(
+                "update organization_chores set due_at = now() where organization_id = $1",
+                &[&id.as_uuid()],
+            )
+            .await
+            .during("asking for letters to be sent")?;
+        Ok(())
+    }
 
-fn lock_name(slug: &TenantSlug) -> String {
-    format!("gmah create {slug}")
+    pub(crate) async fn activate(&mut self, id: TenantId, operation: &Operation) -> Result<(), ControlError> {
+        self.master
+            .execute(
+                "with active as (
+                     update organizations set status = 'active' where id = $1 and status = 'provisioning'
+                     returning id)
+                 insert into audit_log (actor, action, organization_id, detail)
+                 select $2, $3, id, jsonb_build_object('operation', $4::uuid) from active",
+                &[&id.as_uuid(), &self.actor, &operation.kind().as_str(), &operation.id()],
+            )
+            .await
+            .during("activating the organisation")?;
+        Ok(())
+    }
 }
 
 /// Everything that can be wrong with the request, before anything is written.
@@ -332,10 +451,4 @@ fn input(new: &NewTenant) -> Value {
         "slug": new.slug, "name": new.name, "admin_email": new.admin_email, "plan": new.plan,
         "modules": new.modules, "server": new.server, "domain": new.domain,
     })
-}
-
-/// Who asked, for the journal.
-fn actor() -> String {
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER"));
-    format!("cli:{}", user.unwrap_or_else(|_| "unknown".into()))
 }

@@ -65,6 +65,19 @@ pub(crate) struct Access {
     pg: Postgres,
 }
 
+/// What programs of PostgreSQL are told by their environment (PostgreSQL, chapter 34.15), and what has to lie in a file.
+pub struct Environment {
+    variables: Vec<(&'static str, SecretString)>,
+    _authorities: Option<tempfile::NamedTempFile>,
+}
+
+impl Environment {
+    /// Names and values.
+    pub fn variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.variables.iter().map(|(name, value)| (*name, value.expose_secret()))
+    }
+}
+
 /// The group that owns nothing and may read and write organisations' tables; their roles belong to it.
 pub(crate) const TENANT_GROUP: &str = "gmah_tenant";
 
@@ -73,6 +86,61 @@ impl Access {
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, ControlError> {
         let pg = Postgres { database: database.to_owned(), ..self.pg.clone() };
         pg::connect(&pg, "gmah control").await.during(&format!("server {}, database {database}", self.name))
+    }
+
+    /// The same as somebody else.
+    pub(crate) async fn connect_as(
+        &self,
+        database: &str,
+        user: &str,
+        password: &SecretString,
+    ) -> Result<Client, ControlError> {
+        let (user, password) = (user.to_owned(), Some(password.clone()));
+        let access = Self { name: self.name.clone(), pg: Postgres { user, password, ..self.pg.clone() } };
+        access.connect(database).await
+    }
+
+    /// The same for programs: nothing of it is an argument, which others could read.
+    pub(crate) fn environment(&self, database: &str) -> Result<Environment, ControlError> {
+        let pg = &self.pg;
+        let hosts: Vec<_> = pg.hosts.iter().map(|(host, _)| host).collect();
+        let ports: Vec<_> = pg.hosts.iter().map(|(_, port)| port.to_string()).collect();
+        let mut variables: Vec<(_, SecretString)> = vec![
+            ("PGHOST", hosts.join(",").into()),
+            ("PGPORT", ports.join(",").into()),
+            ("PGUSER", pg.user.clone().into()),
+            ("PGDATABASE", database.into()),
+            ("PGAPPNAME", "gmah control".into()),
+            ("PGCONNECT_TIMEOUT", pg.timeout.as_secs().max(2).to_string().into()),
+        ];
+        if pg.hosts.are_several() {
+            variables.push(("PGTARGETSESSIONATTRS", "read-write".into()));
+        }
+        if let Some(password) = &pg.password {
+            variables.push(("PGPASSWORD", password.clone()));
+        }
+        let mut authorities = None;
+        match pg.transport.ca_pem() {
+            None => variables.push(("PGSSLMODE", "disable".into())),
+            Some(ca) => {
+                variables.push(("PGSSLMODE", "verify-full".into()));
+                let root = match ca {
+                    Some(pem) => {
+                        let written = tempfile::NamedTempFile::new().and_then(|mut file| {
+                            std::io::Write::write_all(&mut file, pem.as_bytes()).map(|()| file)
+                        });
+                        let file = written
+                            .map_err(|e| ControlError::Foreign(format!("a file for authorities: {e}")))?;
+                        let path = file.path().display().to_string();
+                        authorities = Some(file);
+                        path
+                    }
+                    None => "system".into(),
+                };
+                variables.push(("PGSSLROOTCERT", root.into()));
+            }
+        }
+        Ok(Environment { variables, _authorities: authorities })
     }
 }
 

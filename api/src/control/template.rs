@@ -101,7 +101,7 @@ async fn exists(server: &Client, name: &str) -> Result<bool, ControlError> {
 }
 
 /// A database that somebody just left may still count as in use (55006); it passes.
-async fn retry_in_use(server: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
+pub(super) async fn retry_in_use(server: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
     let mut pause = Duration::from_millis(20);
     for _ in 0..12 {
         match server.batch_execute(sql).await {

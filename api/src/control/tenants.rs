@@ -74,7 +74,11 @@ impl Control {
     /// # Errors
     /// [`ControlError::NoTenant`].
     pub async fn tenant(&self, slug: &TenantSlug) -> Result<Summary, ControlError> {
-        let sql = format!("{SUMMARY} where o.status <> 'deleted' and o.slug = $1");
+        self.tenant_where("o.status <> 'deleted' and o.slug = $1", slug).await
+    }
+
+    pub(super) async fn tenant_where(&self, which: &str, slug: &TenantSlug) -> Result<Summary, ControlError> {
+        let sql = format!("{SUMMARY} where {which}");
         let row =
             self.master.query_opt(&sql, &[&slug.as_str()]).await.during("looking for the organisation")?;
         summary(&row.ok_or_else(|| ControlError::NoTenant(slug.to_string()))?)

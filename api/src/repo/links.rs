@@ -83,7 +83,7 @@ pub async fn delete_expired(db: &mut impl Query) -> Result<u64, DbError> {
     db.execute(DELETE_EXPIRED, &[]).await
 }
 
-pub(super) const PUT: &str = include_str!("sql/links/put.sql");
+pub(crate) const PUT: &str = include_str!("sql/links/put.sql");
 pub(super) const WORKS: &str = include_str!("sql/links/works.sql");
 pub(super) const TAKE: &str = include_str!("sql/links/take.sql");
 pub(super) const DELETE_ALL: &str = "delete from account_links where user_id = $1";

@@ -95,7 +95,7 @@ pub async fn delete_expired(db: &mut impl Query) -> Result<u64, DbError> {
     db.execute(DELETE_EXPIRED, &[]).await
 }
 
-pub(super) const INSERT: &str =
+pub(crate) const INSERT: &str =
     "insert into outbox (id, recipient, subject, body, expires_at) values ($1, $2, $3, $4, $5)";
 pub(super) const TAKE: &str = include_str!("sql/outbox/take.sql");
 pub(super) const NEXT: &str = include_str!("sql/outbox/next.sql");

@@ -26,6 +26,7 @@ const TOP_LEVEL: &[&str] = &[
     "pool",
     "mail",
     "files",
+    "backups",
     "cache",
 ];
 

@@ -75,6 +75,14 @@ impl Transport {
         Ok(Verified { ca_pem: ca_pem.map(Into::into), connector: MakeRustlsConnect::new(config) })
     }
 
+    /// Whom TLS trusts, where there is TLS: authorities in PEM, or the system's.
+    pub fn ca_pem(&self) -> Option<Option<&str>> {
+        match self {
+            Self::Plain => None,
+            Self::Verified(verified) => Some(verified.ca_pem.as_deref()),
+        }
+    }
+
     /// From the words of the configuration and the master: `disable` or `verify-full`.
     ///
     /// # Errors

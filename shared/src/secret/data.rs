@@ -50,6 +50,21 @@ impl DataKeys {
         master.seal(&context(tenant), &secrets)
     }
 
+    /// A new sealed pair for an organisation that becomes a copy of another one: what that had indexed must be found in it.
+    ///
+    /// # Errors
+    /// [`SecretError`] when the pair of the other one does not open.
+    pub fn generate_for_copy(
+        master: &MasterKey,
+        tenant: TenantId,
+        of: TenantId,
+        earlier: &[u8],
+    ) -> Result<Vec<u8>, SecretError> {
+        let mut secrets = Zeroizing::new(rand::random::<[[u8; 32]; 2]>().concat());
+        secrets[32..].copy_from_slice(&open(master, of, earlier)?[32..]);
+        master.seal(&context(tenant), &secrets)
+    }
+
     /// Opens pairs, the current one first.
     ///
     /// # Errors

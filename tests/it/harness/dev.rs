@@ -38,6 +38,16 @@ impl Dev {
     }
 
     /// In a folder that may hold an earlier one's data.
+    /// With sections put over its configuration.
+    pub(crate) async fn start_with(sections: &str) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("mode");
+        let path = folder.path().join("extra.toml");
+        std::fs::write(&path, sections).expect("written");
+        Self::start_in(folder, &["--extra-config", path.to_str().expect("UTF-8")]).await
+    }
+
     pub(crate) async fn start_in(folder: TempDir, more: &[&str]) -> Self {
         let ready = folder.path().join("ready.json");
         let log = std::fs::File::options()
@@ -156,7 +166,8 @@ impl Dev {
     /// Creates an organisation; answers its administrator's password.
     pub(crate) async fn create(&self, slug: &str) -> String {
         let email = format!("admin@{slug}.example");
-        let args = ["tenant", "create", "--slug", slug, "--name", slug, "--admin-email", &email];
+        let args =
+            ["tenant", "create", "--slug", slug, "--name", slug, "--admin-email", &email, "--without-letter"];
         text(&self.cli_json(&args).await["admin_password"]).to_owned()
     }
 

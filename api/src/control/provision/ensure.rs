@@ -3,29 +3,28 @@
 
 use gmah_shared::migrate::MigrationSet;
 use gmah_shared::pg::{quote_identifier, quote_literal, verifier_of_random};
+use gmah_shared::tenant::TenantId;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::Reserved;
+use crate::control::remove::mark;
 use crate::control::servers::{Access, TENANT_GROUP};
 use crate::control::{ControlError, During as _, template};
 
 /// One runner on the server as well: what a killed one had begun there (`CREATE DATABASE`) goes on until the server
 /// notices, and holds this until then. Ends with the session.
-pub(super) async fn hold_on_server(server: &Client, r: &Reserved) -> Result<(), ControlError> {
+pub(crate) async fn hold_on_server(server: &Client, id: TenantId) -> Result<(), ControlError> {
     let what = "waiting for an earlier run on the server";
     server.batch_execute("set lock_timeout = '30s'").await.during(what)?;
-    server
-        .execute("select pg_advisory_lock(hashtextextended($1, 0))", &[&format!("gmah {}", r.database)])
-        .await
-        .during(what)?;
+    server.execute("select pg_advisory_lock(hashtextextended($1, 0))", &[&mark(id)]).await.during(what)?;
     Ok(())
 }
 
 /// The role, with its mark and the password that the master holds.
-pub(super) async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), ControlError> {
+pub(crate) async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), ControlError> {
     let what = "creating the role";
-    let mark = format!("gmah organisation {}", r.id);
+    let mark = mark(r.id);
     let found = server
         .query_opt(
             "select shobj_description(oid, 'pg_authid') as mark from pg_roles where rolname = $1",
@@ -70,7 +69,7 @@ pub(super) async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), Con
 }
 
 /// The database, owned by the role that carries the mark.
-pub(super) async fn ensure_database(
+pub(crate) async fn ensure_database(
     access: &Access,
     server: &Client,
     r: &Reserved,
@@ -100,7 +99,7 @@ pub(super) async fn ensure_database(
 }
 
 /// The identity row of rule 5.
-pub(super) async fn ensure_identity(db: &Client, r: &Reserved) -> Result<(), ControlError> {
+pub(crate) async fn ensure_identity(db: &Client, r: &Reserved) -> Result<(), ControlError> {
     let what = "writing the identity row";
     db.execute(
         "insert into gmah_identity (organization_id, placement) values ($1, $2) on conflict do nothing",
@@ -114,17 +113,4 @@ pub(super) async fn ensure_identity(db: &Client, r: &Reserved) -> Result<(), Con
     } else {
         Err(ControlError::Foreign(format!("database {} has another organisation's identity", r.database)))
     }
-}
-
-/// The first user. Until the organisation is active nobody can have logged in, so a later run may set the password
-/// anew: the one that a killed run made was never shown.
-pub(super) async fn ensure_administrator(db: &Client, email: &str, hash: &str) -> Result<(), ControlError> {
-    db.execute(
-        "insert into users (id, email, name, role, password_hash) values ($1, $2, $3, 'administrator', $4)
-         on conflict (email) do update set password_hash = excluded.password_hash",
-        &[&Uuid::now_v7(), &email, &"Administrator", &hash],
-    )
-    .await
-    .during("creating the administrator")?;
-    Ok(())
 }

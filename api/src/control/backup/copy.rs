@@ -1,0 +1,113 @@
+//! Restoring as another organisation: with keys, tokens and an identity of its own, and the people and records of the backup.
+
+use gmah_shared::tenant::{TenantId, TenantSlug};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::Manifest;
+use super::restore::{Order, Restored, settle};
+use crate::control::operations::{Again, Ask, Kind, Operation, Subject};
+use crate::control::provision::{NewTenant, ensure_role, hold_on_server};
+use crate::control::{Control, ControlError, During as _, features};
+use crate::modules;
+
+impl Control {
+    /// Makes a new organisation out of a backup.
+    ///
+    /// # Errors
+    /// [`ControlError`]; what had been made is removed, the slug is free.
+    pub async fn restore_as(&mut self, order: Order, slug: TenantSlug) -> Result<Restored, ControlError> {
+        self.restore_under(order, slug, None).await
+    }
+
+    pub(crate) async fn restore_under(
+        &mut self,
+        order: Order,
+        slug: TenantSlug,
+        resume: Option<Uuid>,
+    ) -> Result<Restored, ControlError> {
+        let manifest = self.manifest_of(order.backup).await?;
+        for key in &manifest.modules {
+            if modules::find(key).is_none() {
+                return Err(ControlError::Refused(format!("this program has no module {key}")));
+            }
+        }
+        features::complete(manifest.modules.iter().map(String::as_str).collect())?;
+        let ask = Ask {
+            kind: Kind::RestoreAs,
+            subject: Subject::Slug(slug.clone()),
+            organization: None,
+            about: slug.to_string(),
+            input: json!({ "slug": manifest.slug, "as": slug, "backup": order.backup }),
+            again: Again::Unless(self.taken(&slug).await?),
+            resume,
+        };
+        let (restored, _) = self
+            .operate(ask, async |control, operation| {
+                let restored = control.become_another(&manifest, &slug, operation).await;
+                let Err(cause) = restored else { return restored };
+                let undone = async {
+                    operation.forget(&control.master, "reserve").await?;
+                    control.unmake(operation.id()).await
+                };
+                ControlError::after_undoing(cause, undone.await)
+            })
+            .await?;
+        Ok(restored)
+    }
+
+    async fn become_another(
+        &mut self,
+        manifest: &Manifest,
+        slug: &TenantSlug,
+        operation: &mut Operation,
+    ) -> Result<Restored, ControlError> {
+        if operation.recorded::<TenantId>("reserve")?.is_none() {
+            operation.begin(&self.master, "reserve").await?;
+            let new = NewTenant {
+                slug: slug.clone(),
+                name: manifest.name.clone(),
+                admin_email: String::new(),
+                admin_password: None,
+                language: None,
+                domain: None,
+                plan: manifest.plan.clone(),
+                modules: manifest.modules.clone(),
+                server: None,
+            };
+            let id = self.reserve(&new, operation.id()).await?;
+            operation.did("reserve", &id)?;
+        }
+        let r = self.reserved(operation.id()).await?;
+        let access = self.access(r.server).await?;
+        let server = access.connect("postgres").await?;
+        hold_on_server(&server, r.id).await?;
+        operation.step(&self.master, "role", ensure_role(&server, &r)).await?;
+        let load = async {
+            // Nothing is sealed with it yet.
+            self.copy_key(manifest.organization, r.id).await?;
+            let owner = (r.id, r.role.clone());
+            self.load(&access, &server, &r.database, &owner, manifest).await?;
+            let mut db = access.connect(&r.database).await?;
+            // Answers and keys that were given in the other's name.
+            db.batch_execute("delete from idempotency_keys; delete from api_keys")
+                .await
+                .during("ending what was the other's")?;
+            settle(&mut db, r.id, r.placement, &manifest.modules, true).await?;
+            self.reseal_all(&db, manifest.organization, r.id).await
+        };
+        let _: u64 = operation.step(&self.master, "load", load).await?;
+        let files = operation.step(&self.master, "files", self.bring_files(r.id, manifest)).await?;
+        operation.begin(&self.master, "active").await?;
+        self.activate(r.id, operation).await?;
+        operation.did("active", &())?;
+        Ok(Restored {
+            slug: slug.to_string(),
+            backup_id: Some(manifest.id),
+            database: r.database,
+            placement: r.placement,
+            rows: manifest.tables.values().map(|t| t.rows).sum(),
+            files,
+        })
+    }
+}

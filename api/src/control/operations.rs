@@ -1,0 +1,455 @@
+//! Operations: what takes several steps, is written into the master's journal, and survives the death of its runner.
+//!
+//! ```text
+//! running ─► done
+//!    │  └──► failed ─► running (asked for again)
+//!    └─────► cancelled (what it had made is removed)
+//! ```
+//!
+//! `Control::operate` is the one way to run one. Its subject is held by one runner at a time (`hold`), its steps are
+//! noted (`journal`), and the number of its runner is part of every note, so that one which was taken for dead and is
+//! not writes nothing any more.
+
+mod hold;
+mod journal;
+mod resume;
+
+use std::fmt;
+
+use gmah_shared::tenant::{TenantId, TenantSlug};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+pub(crate) use journal::Operation;
+pub use journal::{Event, Progress, quiet};
+pub use resume::Resumed;
+
+use super::{Control, ControlError, During as _};
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "&'static str")]
+pub enum Kind {
+    /// [`super::provision`]
+    Create,
+    /// [`super::migrate`]
+    Migrate,
+    /// [`super::backup`]
+    Backup,
+    /// [`super::backup::restore`]: into another database of the same organisation.
+    Restore,
+    /// [`super::backup::restore`]: back to the database before.
+    Undo,
+    /// [`super::backup::restore`]: as another organisation.
+    RestoreAs,
+    /// [`super::delete`]
+    Delete,
+    /// [`super::delete`]
+    Undelete,
+    /// [`super::delete`]
+    Purge,
+    /// [`super::portable`]
+    Import,
+}
+
+const KINDS: &[Kind] = &[
+    Kind::Create,
+    Kind::Migrate,
+    Kind::Backup,
+    Kind::Restore,
+    Kind::Undo,
+    Kind::RestoreAs,
+    Kind::Delete,
+    Kind::Undelete,
+    Kind::Purge,
+    Kind::Import,
+];
+
+impl Kind {
+    /// Its name in the journal and for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "tenant.create",
+            Self::Migrate => "fleet.migrate",
+            Self::Backup => "tenant.backup",
+            Self::Restore => "tenant.restore",
+            Self::Undo => "tenant.restore_undo",
+            Self::RestoreAs => "tenant.restore_as",
+            Self::Delete => "tenant.delete",
+            Self::Undelete => "tenant.undelete",
+            Self::Purge => "tenant.purge",
+            Self::Import => "tenant.import",
+        }
+    }
+
+    /// Whether one of that kind that was left unfinished is void once this one is asked for: another run does all of it, or
+    /// there is nothing left to be gone on with.
+    fn makes_void(self, earlier: &str) -> bool {
+        match self {
+            Self::Migrate | Self::Backup => earlier == self.as_str(),
+            Self::Purge => earlier == Self::Delete.as_str() || earlier == Self::Undelete.as_str(),
+            _ => false,
+        }
+    }
+
+    /// Whether one that failed has left something that another run goes on with.
+    const fn is_gone_on_with(self) -> bool {
+        matches!(self, Self::Create | Self::Migrate | Self::Undelete | Self::Purge)
+    }
+
+    /// The kind of that name, if this program knows it.
+    pub fn parse(name: &str) -> Option<Self> {
+        KINDS.iter().copied().find(|kind| kind.as_str() == name)
+    }
+}
+
+impl From<Kind> for &'static str {
+    fn from(kind: Kind) -> Self {
+        kind.as_str()
+    }
+}
+
+/// What an operation works on, of which one operation at a time may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// A name that is to become an organisation.
+    Slug(TenantSlug),
+    /// An organisation.
+    Organization(TenantId),
+    /// All of them, by what is done to them.
+    Fleet(String),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slug(slug) => write!(f, "slug/{slug}"),
+            Self::Organization(id) => write!(f, "organization/{id}"),
+            Self::Fleet(what) => write!(f, "fleet/{what}"),
+        }
+    }
+}
+
+impl Subject {
+    fn parse(text: &str) -> Result<Self, ControlError> {
+        let parsed = text.split_once('/').and_then(|(what, which)| match what {
+            "slug" => TenantSlug::parse(which).ok().map(Self::Slug),
+            "organization" => which.parse().ok().map(|id| Self::Organization(TenantId::from_uuid(id))),
+            "fleet" => Some(Self::Fleet(which.to_owned())),
+            _ => None,
+        });
+        parsed.ok_or_else(|| ControlError::Foreign(format!("the journal has a subject {text:?}")))
+    }
+}
+
+/// An operation as operators see it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// Id.
+    pub id: Uuid,
+    /// What it does.
+    pub kind: String,
+    /// What it works on.
+    pub subject: String,
+    /// Slug of its organisation, if it has one.
+    pub slug: Option<String>,
+    /// `running`, `done`, `failed` or `cancelled`.
+    pub state: String,
+    /// True when it is `running`, and nobody runs it.
+    pub abandoned: bool,
+    /// The step that it is at, or failed at.
+    pub step: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Who asked.
+    pub actor: String,
+    /// When it was asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it ended.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+}
+
+/// An operation with all that is known of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shown {
+    /// As in a listing.
+    #[serde(flatten)]
+    pub listed: Listed,
+    /// What was asked.
+    pub input: Value,
+    /// What came of it.
+    pub result: Option<Value>,
+    /// How many runners it had.
+    pub runners: i64,
+    /// Its steps, in the order in which they began.
+    pub steps: Vec<Step>,
+}
+
+/// A step of an operation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// Name.
+    pub name: String,
+    /// `running`, `done` or `failed`.
+    pub state: String,
+    /// When it began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// When it ended.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+}
+
+/// One that was found in the journal.
+struct Found {
+    id: Uuid,
+    state: String,
+    result: Option<Value>,
+}
+
+/// What [`Control::operate`] was asked for.
+pub(crate) struct Ask {
+    pub(crate) kind: Kind,
+    pub(crate) subject: Subject,
+    /// Its organisation, if it is there already.
+    pub(crate) organization: Option<TenantId>,
+    /// For people: what it is about.
+    pub(crate) about: String,
+    /// What two runs must agree on to be the same. Never a secret.
+    pub(crate) input: Value,
+    /// What is done with one that was done before.
+    pub(crate) again: Again,
+    /// This very one is gone on with.
+    pub(crate) resume: Option<Uuid>,
+}
+
+/// When the very same was asked for before, and is done.
+pub(crate) enum Again {
+    /// It is done again; one that was left unfinished is gone on with.
+    Yes,
+    /// It is done from the beginning, whatever was left unfinished of an earlier one.
+    Anew,
+    /// Where there is a reason not to begin: its result is the answer. The reason is it for whatever else is asked.
+    Unless(Option<ControlError>),
+}
+
+impl Control {
+    /// Runs an operation, or goes on with the same one that a killed runner left, or that failed.
+    ///
+    /// `work` is told which operation it is; every step of it may be done a second time. What it answers is kept. The
+    /// second value is false when everything had been done before.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] while another runner has the subject, or another operation on it was left unfinished.
+    pub(crate) async fn operate<T, W>(&mut self, ask: Ask, work: W) -> Result<(T, bool), ControlError>
+    where
+        T: Serialize + DeserializeOwned,
+        W: AsyncFnOnce(&mut Self, &mut Operation) -> Result<T, ControlError>,
+    {
+        // Held until this session ends, also by a kill.
+        let subject = ask.subject.clone();
+        self.hold(&subject).await?;
+        let ran = self.operate_held(ask, work).await;
+        self.release(&subject).await;
+        ran
+    }
+
+    async fn operate_held<T, W>(&mut self, ask: Ask, work: W) -> Result<(T, bool), ControlError>
+    where
+        T: Serialize + DeserializeOwned,
+        W: AsyncFnOnce(&mut Self, &mut Operation) -> Result<T, ControlError>,
+    {
+        let (same, other) = self.before(&ask).await?;
+        let id = match same {
+            _ if ask.resume.is_some() => ask.resume.unwrap_or_default(),
+            Some(same)
+                if same.state == "running" || (same.state == "failed" && ask.kind.is_gone_on_with()) =>
+            {
+                same.id
+            }
+            Some(same) if same.state == "done" && matches!(ask.again, Again::Unless(Some(_))) => {
+                let known = serde_json::from_value(same.result.unwrap_or_default());
+                let known = known.map_err(|e| {
+                    ControlError::Foreign(format!("the journal of {} is unreadable: {e}", same.id))
+                })?;
+                return Ok((known, false));
+            }
+            _ => {
+                if let Again::Unless(Some(reason)) = ask.again {
+                    return Err(reason);
+                }
+                if let Some((id, kind)) = other {
+                    // Held by us, so nobody runs it; and nothing is lost with it.
+                    if ask.kind.makes_void(&kind) {
+                        if kind == ask.kind.as_str() {
+                            self.undo(ask.kind, id).await?;
+                        }
+                        self.note_cancelled(id).await?;
+                        return Box::pin(self.operate_held(ask, work)).await;
+                    }
+                    return Err(ControlError::Refused(format!(
+                        "{}: {kind} was left unfinished: gmah operation resume {id}, or gmah operation cancel {id}",
+                        ask.about
+                    )));
+                }
+                self.begin_operation(&ask).await?
+            }
+        };
+        let mut operation =
+            Operation::take(&self.master, id, ask.kind, ask.about, self.progress.clone()).await?;
+        let worked = match work(self, &mut operation).await {
+            Ok(made) => operation.finish(&self.master, &made).await.map(|()| made),
+            Err(e) => Err(e),
+        };
+        match worked {
+            Ok(made) => Ok((made, true)),
+            Err(e) => {
+                operation.failed(&self.master, &e).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn begin_operation(&self, ask: &Ask) -> Result<Uuid, ControlError> {
+        let id = Uuid::now_v7();
+        self.master
+            .execute(
+                "insert into operations (id, kind, subject, organization_id, input, actor)
+                 values ($1, $2, $3, $4, $5, $6)",
+                &[
+                    &id,
+                    &ask.kind.as_str(),
+                    &ask.subject.to_string(),
+                    &ask.organization.map(|id| id.as_uuid()),
+                    &ask.input,
+                    &self.actor,
+                ],
+            )
+            .await
+            .during("writing the journal")?;
+        Ok(id)
+    }
+
+    /// The newest operation that is the same, and another one on the subject that was left unfinished.
+    async fn before(&self, ask: &Ask) -> Result<(Option<Found>, Option<(Uuid, String)>), ControlError> {
+        let anew = matches!(ask.again, Again::Anew);
+        let (what, subject, kind) = ("reading the journal", ask.subject.to_string(), ask.kind.as_str());
+        let same = self
+            .master
+            .query_opt(
+                "select id, state, result from operations
+                 where subject = $1 and kind = $2 and input = $3 and state <> 'cancelled' and not $4
+                 order by created_at desc, id desc limit 1",
+                &[&subject, &kind, &ask.input, &anew],
+            )
+            .await
+            .during(what)?
+            .map(|r| Found { id: r.get("id"), state: r.get("state"), result: r.get("result") });
+        let other = self
+            .master
+            .query_opt(
+                "select id, kind from operations
+                 where subject = $1 and state = 'running' and ($4 or not (kind = $2 and input = $3)) limit 1",
+                &[&subject, &kind, &ask.input, &anew],
+            )
+            .await
+            .during(what)?
+            .map(|r| (r.get("id"), r.get("kind")));
+        Ok((same, other))
+    }
+
+    /// The newest operations, of one organisation or of all.
+    ///
+    /// # Errors
+    /// [`ControlError`] when the master is away.
+    pub async fn operations(
+        &self,
+        slug: Option<&TenantSlug>,
+        unfinished: bool,
+        limit: u16,
+    ) -> Result<Vec<Listed>, ControlError> {
+        let sql = format!(
+            "{LISTED} where ($1::text is null or org.slug = $1 or o.subject = 'slug/' || $1)
+                 and (not $2 or o.state = 'running' or o.state = 'failed' and o.kind = any($4))
+             order by o.created_at desc, o.id desc limit $3"
+        );
+        let slug = slug.map(TenantSlug::as_str);
+        // Of the others what had been made is removed when they fail.
+        let left: Vec<&str> = KINDS.iter().filter(|k| k.is_gone_on_with()).map(|k| k.as_str()).collect();
+        let rows = self
+            .master
+            .query(&sql, &[&slug, &unfinished, &i64::from(limit), &left])
+            .await
+            .during("listing operations")?;
+        Ok(rows.iter().map(listed_of).collect())
+    }
+
+    /// One operation.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when there is none of that id.
+    pub async fn operation(&self, id: Uuid) -> Result<Shown, ControlError> {
+        let what = "reading the journal";
+        let sql = format!("{LISTED} where o.id = $1");
+        let row = self.master.query_opt(&sql, &[&id]).await.during(what)?;
+        let row = row.ok_or_else(|| ControlError::Refused(format!("there is no operation {id}")))?;
+        let steps = self
+            .master
+            .query(
+                "select name, state, started_at, finished_at from operation_steps
+                 where operation_id = $1 order by position limit 10000",
+                &[&id],
+            )
+            .await
+            .during(what)?;
+        Ok(Shown {
+            listed: listed_of(&row),
+            input: row.get("input"),
+            result: row.get("result"),
+            runners: row.get("fence"),
+            steps: steps
+                .iter()
+                .map(|s| Step {
+                    name: s.get("name"),
+                    state: s.get("state"),
+                    started_at: s.get("started_at"),
+                    finished_at: s.get("finished_at"),
+                })
+                .collect(),
+        })
+    }
+}
+
+fn listed_of(row: &Row) -> Listed {
+    Listed {
+        id: row.get("id"),
+        kind: row.get("kind"),
+        subject: row.get("subject"),
+        slug: row.get("slug"),
+        state: row.get("state"),
+        abandoned: row.get("abandoned"),
+        step: row.get("step"),
+        error: row.get("error"),
+        actor: row.get("actor"),
+        created_at: row.get("created_at"),
+        finished_at: row.get("finished_at"),
+    }
+}
+
+/// Index: operations_newest, operations_pkey.
+const LISTED: &str = "select o.id, o.kind, o.subject, o.state, o.error, o.actor, o.created_at, o.finished_at,
+        o.input, o.result, o.fence, coalesce(org.slug, o.input ->> 'slug') as slug,
+        o.state = 'running' and not exists (
+            select from pg_locks l
+            where l.locktype = 'advisory' and l.objsubid = 1
+                and l.database = (select oid from pg_database where datname = current_database())
+                and ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('gmah ' || o.subject, 0)) as abandoned,
+        (select s.name from operation_steps s where s.operation_id = o.id and s.state in ('running', 'failed')
+         order by s.position desc limit 1) as step
+    from operations o left join organizations org on org.id = o.organization_id";

@@ -1,0 +1,148 @@
+//! Going on with an operation that was left unfinished, or giving it up.
+
+use gmah_shared::tenant::TenantId;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::{Kind, Shown};
+use crate::control::backup::restore;
+use crate::control::delete::Deletion;
+use crate::control::fleet::Fleet;
+use crate::control::portable::NewFromExport;
+use crate::control::provision::NewTenant;
+use crate::control::{Control, ControlError, During as _, parse_slug};
+
+/// What came of going on.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The operation, as it is now.
+    pub operation: Shown,
+    /// Password of the administrator that it made, if it made one.
+    pub admin_password: Option<SecretString>,
+}
+
+impl Control {
+    /// Goes on with an operation that a killed runner left, or that failed.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when it is done or given up, or still has its runner; and what the operation itself may
+    /// fail with.
+    pub async fn resume_operation(&mut self, id: Uuid) -> Result<Resumed, ControlError> {
+        let shown = self.operation(id).await?;
+        let kind = resumable(&shown)?;
+        let (resume, input) = (Some(id), &shown.input);
+        let tenant = |slug: &serde_json::Value| parse_slug(slug.as_str().unwrap_or_default());
+        let mut admin_password = None;
+        match kind {
+            Kind::Create => {
+                let created = self.create(NewTenant::of_journal(input)?, resume).await?;
+                admin_password = created.admin_password;
+            }
+            Kind::Migrate => drop(self.migrate_again(input.clone(), resume, Fleet::default(), |_| {}).await?),
+            Kind::Backup => {
+                let tenant = self.tenant(&tenant(&input["slug"])?).await?;
+                self.backup_of(&tenant, resume).await?;
+            }
+            Kind::Restore => {
+                let order = restore::Order::of_journal(input)?;
+                self.restore_in_place(&tenant(&input["slug"])?, order, resume).await?;
+            }
+            Kind::Undo => drop(self.undo_restore_of(&tenant(&input["slug"])?, resume).await?),
+            Kind::Import => {
+                let imported = self.import_as(NewFromExport::of_journal(input)?, resume).await?;
+                admin_password = imported.admin_password;
+            }
+            Kind::Delete => {
+                let grace =
+                    std::time::Duration::from_secs(input["grace_seconds"].as_u64().unwrap_or_default());
+                let order = Deletion { grace, backup: input["backup"].as_bool().unwrap_or(true) };
+                self.delete_of(&tenant(&input["slug"])?, order, resume).await?;
+            }
+            Kind::Undelete => drop(self.undelete_of(&tenant(&input["slug"])?, resume).await?),
+            Kind::Purge => {
+                let id = input["id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
+                self.purge_of(TenantId::from_uuid(id), resume).await?;
+            }
+            Kind::RestoreAs => {
+                let order = restore::Order::of_journal(input)?;
+                self.restore_under(order, tenant(&input["as"])?, resume).await?;
+            }
+        }
+        Ok(Resumed { operation: self.operation(id).await?, admin_password })
+    }
+
+    /// Gives up an operation that was left unfinished, and removes what it had made.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when it is done or given up, or still has its runner.
+    pub async fn cancel_operation(&mut self, id: Uuid) -> Result<Shown, ControlError> {
+        let shown = self.operation(id).await?;
+        let kind = resumable(&shown)?;
+        let subject = super::Subject::parse(&shown.listed.subject)?;
+        self.hold(&subject).await?;
+        // Whoever had it may have come to its end meanwhile.
+        let undone = match self.operation(id).await {
+            Ok(now) if matches!(now.listed.state.as_str(), "running" | "failed") => self.undo(kind, id).await,
+            Ok(now) => Err(ControlError::Refused(format!("operation {id} is {}", now.listed.state))),
+            Err(e) => Err(e),
+        };
+        let cancelled = match undone {
+            Ok(()) => self.note_cancelled(id).await,
+            Err(e) => Err(e),
+        };
+        self.release(&subject).await;
+        cancelled?;
+        self.operation(id).await
+    }
+
+    /// Takes away what an operation has made.
+    pub(super) async fn undo(&mut self, kind: Kind, id: Uuid) -> Result<(), ControlError> {
+        match kind {
+            Kind::Create | Kind::RestoreAs | Kind::Import => self.unmake(id).await,
+            // What ran has run; there is nothing that would go back.
+            Kind::Migrate => Ok(()),
+            Kind::Backup => self.cancel_backup(id).await,
+            Kind::Restore | Kind::Undo => self.cancel_restore(id).await,
+            Kind::Delete => self.cancel_deletion(id).await,
+            Kind::Undelete | Kind::Purge => Err(ControlError::Refused(format!(
+                "{} cannot be given up half-way: gmah operation resume {id}",
+                kind.as_str()
+            ))),
+        }
+    }
+
+    pub(super) async fn note_cancelled(&self, id: Uuid) -> Result<(), ControlError> {
+        self.master
+            .execute(
+                "with over as (
+                     update operations set state = 'cancelled', fence = fence + 1, finished_at = now(), updated_at = now()
+                     where id = $1 and state in ('running', 'failed') returning id, kind, organization_id),
+                 steps as (
+                     update operation_steps set state = 'failed', finished_at = now()
+                     where operation_id = (select id from over) and state = 'running')
+                 insert into audit_log (actor, action, organization_id, detail)
+                 select $2, 'operation.cancel', organization_id, jsonb_build_object('operation', id, 'kind', kind)
+                 from over",
+                &[&id, &self.actor],
+            )
+            .await
+            .during("writing the journal")?;
+        Ok(())
+    }
+}
+
+/// What is to be gone on with.
+fn resumable(shown: &Shown) -> Result<Kind, ControlError> {
+    let listed = &shown.listed;
+    let kind = Kind::parse(&listed.kind)
+        .ok_or_else(|| ControlError::Refused(format!("this program knows no operation {}", listed.kind)))?;
+    match (listed.state.as_str(), listed.abandoned) {
+        ("failed", _) if !kind.is_gone_on_with() => Err(ControlError::Refused(format!(
+            "operation {} failed, and what it had made is removed: ask for another",
+            listed.id
+        ))),
+        ("running", false) => Err(ControlError::Refused(format!("operation {} is running", listed.id))),
+        ("running" | "failed", _) => Ok(kind),
+        (state, _) => Err(ControlError::Refused(format!("operation {} is {state}", listed.id))),
+    }
+}

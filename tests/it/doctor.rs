@@ -1,0 +1,123 @@
+//! A damaged installation: every fault is found, named, and repaired where that loses nothing.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::dev::text;
+use crate::harness::{Dev, eventually};
+use crate::operations::killed_at;
+
+async fn examine(dev: &Dev, fix: bool) -> (Option<i32>, Vec<Value>) {
+    let args: &[&str] = if fix { &["doctor", "--fix", "--json"] } else { &["doctor", "--json"] };
+    let out = dev.cli(args).await;
+    let found: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    (out.status.code(), found["faults"].as_array().expect("faults").clone())
+}
+
+fn kinds(faults: &[Value]) -> Vec<(String, String)> {
+    let mut kinds: Vec<_> =
+        faults.iter().map(|f| (text(&f["kind"]).to_owned(), text(&f["subject"]).to_owned())).collect();
+    kinds.sort();
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn planted_faults_are_found_and_repaired() {
+    let dev = Dev::start().await;
+    assert_eq!(examine(&dev, false).await, (Some(0), vec![]), "nothing is wrong with a new one");
+    for slug in ["one", "two", "three", "four", "gone"] {
+        dev.create(slug).await;
+    }
+    let id = text(&dev.cli_json(&["tenant", "backup", "one"]).await["backup_id"]).to_owned();
+    dev.cli_json(&["tenant", "restore", "one", "--backup", &id]).await;
+    assert!(dev.cli(&["tenant", "exec", "--all", "--", "select 1"]).await.status.success());
+    assert_eq!(examine(&dev, false).await, (Some(0), vec![]), "nor after a day's work");
+
+    dev.cli_json(&["tenant", "delete", "gone", "--yes-delete", "gone", "--grace", "0s", "--without-backup"])
+        .await;
+    let gone = dev.value("gmah_master", "select id from organizations where slug = 'gone'").await;
+    let one = dev.value("gmah_master", "select database_name from organizations where slug = 'one'").await;
+    assert!(
+        killed_at(
+            &dev,
+            "tenant.create/identity/before",
+            &["tenant", "create", "--slug", "half", "--name", "h", "--admin-email", "a@half.example"]
+        )
+        .await
+    );
+    for (database, sql) in [
+        ("postgres", "alter role gmah_org_two nologin".to_owned()),
+        ("postgres", "alter role gmah_org_three createdb".to_owned()),
+        ("postgres", "grant connect on database gmah_org_three to public".to_owned()),
+        ("postgres", "alter database gmah_org_four owner to gmah".to_owned()),
+        ("postgres", "alter database gmah_org_paris allow_connections false".to_owned()),
+        ("gmah_org_two", "delete from gmah_identity".to_owned()),
+        ("gmah_org_three", "alter schema public owner to gmah_org_three".to_owned()),
+        ("gmah_org_three", "grant update on payments to gmah_tenant; revoke insert on members from gmah_tenant".to_owned()),
+        ("gmah_org_four", "drop index loans_status; alter table members drop column family_id; drop table families;
+            delete from schema_migrations where set_name = 'loans' and version = 3".to_owned()),
+        ("gmah_master", "delete from organization_keys where organization_id = (select id from organizations where slug = 'lyon')".to_owned()),
+        ("postgres", "create database gmah_verify_left".to_owned()),
+        ("postgres", "create database gmah_template_0123456789ab_half".to_owned()),
+        ("postgres", format!("create role gmah_org_gone; comment on role gmah_org_gone is 'gmah organisation {gone}'")),
+        ("postgres", "create database gmah_org_gone owner gmah_org_gone".to_owned()),
+        ("postgres", format!("create role gmah_reader_{} valid until '2020-01-01'", "0".repeat(32))),
+        // Nobody's to repair.
+        (one.as_str(), "drop table members cascade".to_owned()),
+        ("postgres", "create database gmah_org_stranger".to_owned()),
+    ] {
+        dev.execute(database, &sql).await;
+    }
+    let lost: Vec<(String, String)> = [("database_unknown", "gmah_org_stranger"), ("schema_drift", "one")]
+        .map(|(k, s)| (k.into(), s.into()))
+        .into();
+    let mut planted: Vec<(String, String)> = [
+        ("database_left_over", "gmah_template_0123456789ab_half"),
+        ("database_left_over", "gmah_verify_left"),
+        ("database_orphaned", "gmah_org_gone"),
+        ("database_owner", "four"),
+        ("database_public", "three"),
+        ("database_shut", "paris"),
+        ("identity", "two"),
+        ("key_missing", "lyon"),
+        ("migrations_missing", "four"),
+        ("operation_left_behind", "half"),
+        ("rights", "three"),
+        ("rights", "three"),
+        ("role_left_over", "gmah_reader_00000000000000000000000000000000"),
+        ("role_orphaned", "gmah_org_gone"),
+        ("role_shut_out", "two"),
+        ("role_too_mighty", "three"),
+        ("schema_open", "three"),
+    ]
+    .map(|(k, s)| (k.to_owned(), s.to_owned()))
+    .into();
+    planted.extend(lost.iter().cloned());
+    planted.sort();
+    let (code, faults) = examine(&dev, false).await;
+    let mut seen = kinds(&faults);
+    // What cannot be entered, or is not migrated, cannot be looked at from within.
+    seen.retain(|(kind, subject)| {
+        !matches!(
+            (kind.as_str(), subject.as_str()),
+            ("database_unreachable", "paris") | ("schema_drift", "four")
+        )
+    });
+    assert_eq!((code, seen), (Some(1), planted), "{faults:#?}");
+    assert!(faults.iter().all(|f| f["repaired"] == false));
+    let (code, repaired) = examine(&dev, true).await;
+    assert_eq!(code, Some(1), "two are left");
+    for fault in &repaired {
+        let is_lost = lost.contains(&(text(&fault["kind"]).to_owned(), text(&fault["subject"]).to_owned()));
+        assert_eq!(fault["repaired"], !is_lost, "{fault}");
+    }
+    assert_eq!(kinds(&examine(&dev, false).await.1), lost);
+    for slug in ["two", "three", "four", "paris", "lyon", "half"] {
+        let served = || async { dev.get(slug, "/api/v1/tenant").await.status };
+        eventually(slug, Duration::from_secs(5), served, |s| *s == 200).await;
+    }
+    dev.execute("postgres", "drop database gmah_org_stranger").await;
+    dev.cli_json(&["tenant", "restore", "one", "--backup", &id]).await;
+    assert_eq!(examine(&dev, false).await, (Some(0), vec![]));
+}

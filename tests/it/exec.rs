@@ -1,0 +1,102 @@
+//! Statements in organisations' databases: what only reads cannot write, however it is said.
+
+use serde_json::Value;
+
+use crate::harness::Dev;
+
+/// Q-13, Q-15: every way out of reading that we know is shut, because the role has none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn q13_q15_reading_stays_reading() {
+    let dev = Dev::start().await;
+    let out = dev.cli(&["tenant", "exec", "--all", "--", "select count(*) as n from users -- of each"]).await;
+    assert!(out.status.success(), "{out:?}");
+    let lines: Vec<Value> = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.iter().all(|l| l["row"]["n"] == 1 && l["tenant"].is_string()), "{lines:?}");
+    let state = "select (select count(*) from users) || ' ' || (select count(*) from members) || ' ' ||
+        (select count(*) from pg_class where relnamespace = 'public'::regnamespace)";
+    let before = dev.value("gmah_org_paris", state).await;
+    for sql in [
+        "delete from users",
+        "commit; delete from users",
+        "select 1; delete from users",
+        "with d as (delete from members returning 1) select * from d",
+        "select 1) q; delete from users; --",
+        "truncate members",
+        "create table x (a int)",
+        "create temp table x (a int)",
+        "do $$ begin delete from users; end $$",
+        "do $$ begin set transaction_read_only = off; delete from users; end $$",
+        "do $$ begin execute 'reset role'; execute 'set transaction read write'; delete from users; end $$",
+        "select set_config('transaction_read_only', 'off', false), set_config('role', 'gmah', false)",
+        "set role gmah",
+        "set session authorization gmah",
+        "select pg_read_file('/etc/passwd')",
+        "select lo_import('/etc/passwd')",
+        "copy members to program 'id'",
+        "copy members to '/tmp/gmah-x'",
+        "select pg_terminate_backend(pid) from pg_stat_activity",
+        "select dblink('x')",
+        "alter role gmah password 'x'",
+        "grant gmah to current_user",
+        "select nextval('x')",
+        "select * from pg_authid",
+        "insert into members (id, first_name, last_name) values (gen_random_uuid(), 'a', 'b') returning id",
+        "lock table members",
+        "vacuum",
+        "",
+        "not sql",
+    ] {
+        let out = dev.cli(&["tenant", "exec", "paris", "--", sql]).await;
+        assert!(!out.status.success(), "{sql}: {out:?}");
+        assert!(!String::from_utf8_lossy(&out.stderr).contains("panicked"), "{sql}");
+        assert_eq!(dev.value("gmah_org_paris", state).await, before, "{sql}");
+    }
+    let roles = "select count(*) from pg_roles where rolname ~ '^gmah_reader_'";
+    assert_eq!(dev.value("postgres", roles).await, "0", "gone with their commands");
+    // What is asked for one does not reach another, and one that fails is named beside those that do not.
+    let out = dev.cli(&["tenant", "exec", "--all", "--", "select count(*) from patients"]).await;
+    assert_eq!(out.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said.contains("lyon: failed") && said.contains("paris: failed"), "{said}");
+    for sql in
+        ["show server_version", "explain select 1", "values (1)", "table members", "select null where false"]
+    {
+        let out = dev.cli(&["tenant", "exec", "paris", "--", sql]).await;
+        assert!(out.status.success(), "{sql}: {out:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writing_is_asked_for_and_on_record() {
+    let dev = Dev::start().await;
+    let sql = "update members set phone = '+33 1 00 00 00 00' returning id";
+    let out = dev.cli(&["tenant", "exec", "paris", "lyon", "--write", "--", sql]).await;
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), 480);
+    let out = dev
+        .cli(&["tenant", "exec", "paris", "--write", "--", "delete from sessions; delete from users"])
+        .await;
+    assert!(!out.status.success(), "one statement: {out:?}");
+    let file = dev.folder().join("statement.sql");
+    std::fs::write(&file, "create index members_phone on members (phone)").expect("written");
+    let path = file.to_str().expect("UTF-8");
+    assert!(dev.cli(&["tenant", "exec", "lyon", "--write", "--file", path]).await.status.success());
+    let noted = "select count(*) from audit_log where action = 'tenant.exec'";
+    assert_eq!(dev.value("gmah_master", noted).await, "4");
+    for (args, code) in [
+        (&["tenant", "exec", "paris"][..], 2),
+        (&["tenant", "exec", "--", "select 1"], 2),
+        (&["tenant", "exec", "nobody", "--", "select 1"], 1),
+        (&["tenant", "exec", "paris", "--file", "/nowhere"], 2),
+        (&["tenant", "exec", "paris", "--timeout", "50ms", "--", "select pg_sleep(5)"], 1),
+        (&["tenant", "psql", "nobody"], 1),
+    ] {
+        assert_eq!(dev.cli(args).await.status.code(), Some(code), "{args:?}");
+    }
+    let psql = dev.cli(&["tenant", "psql", "paris", "--", "-Atc", "select current_database()"]).await;
+    assert_eq!(String::from_utf8_lossy(&psql.stdout).trim(), "gmah_org_paris", "{psql:?}");
+}
