@@ -23,6 +23,7 @@ pub mod operations;
 pub mod portable;
 pub mod provision;
 pub(crate) mod remove;
+mod scrub;
 pub mod seed;
 pub mod servers;
 pub mod template;

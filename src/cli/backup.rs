@@ -5,9 +5,10 @@ use gmah_api::control::backup::restore::{Order, Restored};
 use gmah_api::control::backup::{Listed, Made};
 use gmah_api::control::fleet::{Fleet, Outcome};
 use gmah_api::control::operations::quiet;
-use gmah_api::control::{ControlError, parse_slug};
+use gmah_api::control::{ControlError, parse_email, parse_slug};
 use gmah_shared::config::ConfigFile;
 use gmah_shared::tenant::TenantStatus;
+use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use super::{Output, PARTLY, progress};
@@ -205,16 +206,53 @@ impl Restore {
         let mut control = super::control(file).await?;
         let restored = match (self.backup, another) {
             (None, _) => control.undo_restore(&slug).await?,
-            (Some(backup), None) => control.restore(&slug, Order { backup }).await?,
+            (Some(backup), None) => control.restore(&slug, Order { backup, scrubbed_for: None }).await?,
             (Some(backup), Some(another)) => {
                 let known = control.backups(Some(&slug), 10_000).await?;
                 if !known.iter().any(|b| b.id == backup) {
                     return Err(ControlError::Refused(format!("{slug} has no backup {backup}")).into());
                 }
-                control.restore_as(Order { backup }, another).await?
+                control.restore_as(Order { backup, scrubbed_for: None }, another).await?
             }
         };
         self.output.print(&restored, || text(&restored))?;
+        Ok(0)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Clone {
+    /// Slug.
+    slug: String,
+    /// Slug of the copy.
+    new: String,
+    /// Who can log in to the copy; nobody else can.
+    #[arg(long, value_name = "EMAIL")]
+    admin_email: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Clone {
+    pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        let (slug, new) = (parse_slug(&self.slug)?, parse_slug(&self.new)?);
+        let email = match &self.admin_email {
+            Some(email) => parse_email(email)?,
+            None => format!("admin@{new}.invalid"),
+        };
+        let (made, password) = super::control(file).await?.clone_tenant(&slug, new, email.clone()).await?;
+        let password = password.as_ref().map(|p| p.expose_secret());
+        let mut value = serde_json::to_value(&made)?;
+        value["admin_email"] = email.clone().into();
+        value["admin_password"] = password.into();
+        self.output.print(&value, || {
+            let done =
+                format!("{} is a copy of {slug} without what is personal: {} rows", made.slug, made.rows);
+            match password {
+                Some(p) => format!("{done}\nadministrator {email}, password (shown once): {p}"),
+                None => done,
+            }
+        })?;
         Ok(0)
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum TenantCommand {
     Exec(super::exec::Exec),
     /// Opens psql in an organisation's database, as the server's administrator.
     Psql(super::exec::Psql),
+    /// Makes a copy of one without what is personal: for trying things out.
+    Clone(super::backup::Clone),
     /// Writes all that one has into a folder, for its owner.
     Export(super::portable::Export),
     /// Makes another one out of such a folder.
@@ -181,6 +183,7 @@ impl TenantCommand {
             Self::Migrate(migrate) => migrate.run(file).await,
             Self::Exec(exec) => exec.run(file).await,
             Self::Psql(psql) => psql.run(file).await,
+            Self::Clone(clone) => clone.run(file).await,
             Self::Export(export) => export.run(file).await,
             Self::Import(import) => import.run(file).await,
             Self::Backup(backup) => backup.run(file).await,

@@ -432,3 +432,96 @@ async fn the_fleet_and_what_is_kept() {
     let verified = dev.cli_json(&["backup", "verify", "--all"]).await;
     assert_eq!((&verified["failed"], verified["backups"].as_array().map(Vec::len)), (&0.into(), Some(3)));
 }
+
+/// A copy to try things on: as many rows, the same amounts and states, and nobody's name, address, note or password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_what_is_personal() {
+    let dev = Dev::start().await;
+    dev.cli_json(&["module", "enable", "hopital-central", "loans"]).await;
+    let token = dev.login("hopital-central").await;
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str())];
+    let secret = "Confidential-Zyx";
+    for (path, body) in [
+        (
+            "/api/v1/patients",
+            json!({"first_name": secret, "last_name": secret, "birth_date": "1896-02-25", "national_id": "2960299999999", "notes": secret, "address": secret}),
+        ),
+        (
+            "/api/v1/members",
+            json!({"first_name": secret, "last_name": secret, "email": "confidential-zyx@example.org", "phone": "+33 1 99 99 99 99"}),
+        ),
+        ("/api/v1/families", json!({"name": secret})),
+    ] {
+        let made = dev.post("hopital-central", path, &headers, &body).await;
+        assert_eq!(made.status, 201, "{path}: {made:?}");
+    }
+    upload(&dev, "hopital-central", &token, secret).await;
+    dev.execute(
+        "gmah_org_hopital_central",
+        "insert into loans (id, member_id, amount, currency, installments, purpose)
+             select gen_random_uuid(), id, 1000, 'EUR', 3, 'Confidential-Zyx' from members limit 1;
+         insert into payments (id, loan_id, direction, amount, currency, paid_on, note, created_by)
+             select gen_random_uuid(), l.id, 'out', 1000, 'EUR', '2026-01-02', 'Confidential-Zyx', u.id from loans l, users u;
+         insert into hospitalizations (id, patient_id, ward, admitted_at) select gen_random_uuid(), id, 'A', now() from patients limit 3;
+         insert into invoices (id, patient_id, amount, currency, description)
+             select gen_random_uuid(), id, 500, 'EUR', 'Confidential-Zyx' from patients limit 3;
+         insert into invoice_payments (id, invoice_id, amount, currency, paid_on, note, created_by)
+             select gen_random_uuid(), i.id, 500, 'EUR', '2026-01-02', 'Confidential-Zyx', u.id from invoices i, users u",
+    )
+    .await;
+    let copy = dev.cli_json(&["tenant", "clone", "hopital-central", "staging"]).await;
+    is_served(&dev, "staging").await;
+    let of = |database: &'static str, sql: &'static str| dev.value(database, sql);
+    // Every text of every row of every table, beside those that are not anybody's: names of the demo's people among them.
+    let all = "select string_agg(t.x, ' ') from (
+            select query_to_xml(format('select * from %I', c.relname), true, true, '')::text as x
+            from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r') t";
+    let copied = of("gmah_org_staging", all).await;
+    let people = "select string_agg(distinct w, E'\n') from (
+            select last_name as w from patients union select phone from patients where phone is not null
+            union select email from members where email is not null union select email from users
+            union select encode(notes, 'hex') from patients where notes is not null) p where length(w) > 4";
+    let personal = of("gmah_org_hopital_central", people).await;
+    for word in personal.lines().chain(["onfidential", "2960299999999", "99 99 99"]) {
+        assert!(!copied.contains(word), "{word}");
+    }
+    for table in [
+        "patients",
+        "members",
+        "loans",
+        "payments",
+        "hospitalizations",
+        "invoices",
+        "invoice_payments",
+        "families",
+    ] {
+        let rows = format!("select count(*) from {table}");
+        assert_eq!(
+            dev.value("gmah_org_staging", &rows).await,
+            dev.value("gmah_org_hopital_central", &rows).await,
+            "{table}"
+        );
+    }
+    let amounts = "select sum(amount) || ' ' || min(status) from loans";
+    assert_eq!(of("gmah_org_staging", amounts).await, of("gmah_org_hopital_central", amounts).await);
+    // One can log in, and nobody else.
+    dev.login_as("staging", text(&copy["admin_email"]), text(&copy["admin_password"])).await;
+    assert_eq!(
+        of("gmah_org_staging", "select count(*) from users where password_hash is not null").await,
+        "1"
+    );
+    // What is never changed is never changed there either.
+    let stays = dev.superuser("gmah_org_staging").await;
+    assert!(stays.batch_execute("update payments set note = 'x'").await.is_err());
+    let doctor = dev.cli(&["doctor"]).await;
+    assert!(doctor.status.success(), "{doctor:?}");
+    for (args, code) in [
+        (&["tenant", "clone", "paris", "staging"][..], 1),
+        (&["tenant", "clone", "nobody", "nice"], 1),
+        (&["tenant", "clone", "paris", "NICE"], 2),
+        (&["tenant", "clone", "paris", "nice", "--admin-email", "x"], 2),
+    ] {
+        assert_eq!(dev.cli(args).await.status.code(), Some(code), "{args:?}");
+    }
+}

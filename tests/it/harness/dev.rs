@@ -147,6 +147,7 @@ impl Dev {
     }
 
     pub(crate) async fn cli(&self, args: &[&str]) -> Output {
+        super::http::count();
         let run = Command::new(BINARY)
             .args(args)
             .env("GMAH_CONFIG", text(&self.info["config"]))
@@ -240,6 +241,8 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
+        // With `--success-output final` of the runner: how many inputs a test tries.
+        eprintln!("inputs: {}", super::http::sent());
         // Also when a test fails: PostgreSQL must not outlive it. The signal is enough, nextest waits for no children.
         if self.child.id().is_some() {
             signal(&self.child, Signal::INT);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -134,6 +135,18 @@ impl Client {
     }
 }
 
+/// What this process has sent: requests, and whatever else was put on a connection.
+static SENT: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn count() {
+    SENT.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How much that was.
+pub(crate) fn sent() -> u64 {
+    SENT.load(Ordering::Relaxed)
+}
+
 /// An HTTP/2 connection, to be shared by many requests.
 #[derive(Clone)]
 pub(crate) struct Http2(h2::client::SendRequest<Bytes>);
@@ -145,6 +158,7 @@ impl Http2 {
         request: http::Request<()>,
         body: &'static str,
     ) -> Result<Answer, h2::Error> {
+        count();
         let mut sender = self.0.clone().ready().await?;
         let (response, mut stream) = sender.send_request(request, body.is_empty())?;
         if !body.is_empty() {
@@ -172,6 +186,7 @@ impl Http2 {
         &self,
         request: http::Request<()>,
     ) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+        count();
         let mut sender = self.0.clone().ready().await.expect("ready");
         sender.send_request(request, false).expect("sent")
     }
@@ -219,6 +234,7 @@ pub(crate) async fn try_plain(address: SocketAddr, path: &str) -> Option<Answer>
 
 /// Sends a request and reads exactly one response.
 pub(crate) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, request: &[u8]) -> Answer {
+    count();
     stream.write_all(request).await.expect("sent");
     let mut buf = Vec::new();
     let read = async {
@@ -248,6 +264,7 @@ pub(crate) async fn try_read<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Ans
 
 /// Sends bytes; everything that comes back until the other side closes, or nothing comes for a while.
 pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Vec<u8> {
+    count();
     // The other side may close while we are still sending.
     let _ = stream.write_all(bytes).await;
     let mut out = Vec::new();

@@ -1,14 +1,17 @@
 //! Restoring as another organisation: with keys, tokens and an identity of its own, and the people and records of the backup.
 
+use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
+use secrecy::SecretString;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::Manifest;
 use super::restore::{Order, Restored, settle};
+use crate::auth::password;
 use crate::control::operations::{Again, Ask, Kind, Operation, Subject};
 use crate::control::provision::{NewTenant, ensure_role, hold_on_server};
-use crate::control::{Control, ControlError, During as _, features};
+use crate::control::{Control, ControlError, During as _, features, scrub};
 use crate::modules;
 
 impl Control {
@@ -17,6 +20,26 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; what had been made is removed, the slug is free.
     pub async fn restore_as(&mut self, order: Order, slug: TenantSlug) -> Result<Restored, ControlError> {
+        self.restore_under(order, slug, None).await.map(|(restored, _)| restored)
+    }
+
+    /// Makes a copy of an organisation without what is personal. Answers with the password of its administrator, if this run
+    /// made it.
+    ///
+    /// # Errors
+    /// [`ControlError`]; what had been made is removed, the slug is free.
+    pub async fn clone_tenant(
+        &mut self,
+        of: &TenantSlug,
+        slug: TenantSlug,
+        admin_email: String,
+    ) -> Result<(Restored, Option<SecretString>), ControlError> {
+        // Before the work of a backup.
+        if let Some(reason) = self.taken(&slug).await? {
+            return Err(reason);
+        }
+        let made = self.backup(of).await?;
+        let order = Order { backup: made.backup_id, scrubbed_for: Some(admin_email) };
         self.restore_under(order, slug, None).await
     }
 
@@ -25,7 +48,7 @@ impl Control {
         order: Order,
         slug: TenantSlug,
         resume: Option<Uuid>,
-    ) -> Result<Restored, ControlError> {
+    ) -> Result<(Restored, Option<SecretString>), ControlError> {
         let manifest = self.manifest_of(order.backup).await?;
         for key in &manifest.modules {
             if modules::find(key).is_none() {
@@ -38,13 +61,17 @@ impl Control {
             subject: Subject::Slug(slug.clone()),
             organization: None,
             about: slug.to_string(),
-            input: json!({ "slug": manifest.slug, "as": slug, "backup": order.backup }),
+            input: json!({
+                "slug": manifest.slug, "as": slug, "backup": order.backup, "scrubbed_for": order.scrubbed_for,
+            }),
             again: Again::Unless(self.taken(&slug).await?),
             resume,
         };
+        let (password, mut let_in) = (random_password(), false);
         let (restored, _) = self
             .operate(ask, async |control, operation| {
-                let restored = control.become_another(&manifest, &slug, operation).await;
+                let scrub = order.scrubbed_for.as_deref().map(|email| (email, &password));
+                let restored = control.become_another(&manifest, &slug, scrub, operation, &mut let_in).await;
                 let Err(cause) = restored else { return restored };
                 let undone = async {
                     operation.forget(&control.master, "reserve").await?;
@@ -53,14 +80,16 @@ impl Control {
                 ControlError::after_undoing(cause, undone.await)
             })
             .await?;
-        Ok(restored)
+        Ok((restored, let_in.then_some(password)))
     }
 
     async fn become_another(
         &mut self,
         manifest: &Manifest,
         slug: &TenantSlug,
+        scrub_for: Option<(&str, &SecretString)>,
         operation: &mut Operation,
+        let_in: &mut bool,
     ) -> Result<Restored, ControlError> {
         if operation.recorded::<TenantId>("reserve")?.is_none() {
             operation.begin(&self.master, "reserve").await?;
@@ -94,10 +123,23 @@ impl Control {
                 .await
                 .during("ending what was the other's")?;
             settle(&mut db, r.id, r.placement, &manifest.modules, true).await?;
-            self.reseal_all(&db, manifest.organization, r.id).await
+            match scrub_for {
+                None => self.reseal_all(&db, manifest.organization, r.id).await.map(|_| false),
+                Some((email, password)) => {
+                    let to_hash = password.clone();
+                    let hashing = tokio::task::spawn_blocking(move || password::hash(&to_hash));
+                    let hash =
+                        hashing.await.map_err(|_| ControlError::Password(password::HashError::Failed))??;
+                    scrub::all(&mut db, email, &hash).await.map(|()| true)
+                }
+            }
         };
-        let _: u64 = operation.step(&self.master, "load", load).await?;
-        let files = operation.step(&self.master, "files", self.bring_files(r.id, manifest)).await?;
+        let was_loaded = operation.recorded::<bool>("load")?.is_some();
+        *let_in = operation.step(&self.master, "load", load).await? && !was_loaded;
+        let files = match scrub_for {
+            None => operation.step(&self.master, "files", self.bring_files(r.id, manifest)).await?,
+            Some(_) => 0,
+        };
         operation.begin(&self.master, "active").await?;
         self.activate(r.id, operation).await?;
         operation.did("active", &())?;

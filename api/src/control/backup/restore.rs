@@ -35,10 +35,12 @@ pub(super) const GROUPS: &str =
     do $$ begin create role gmah_readers nologin; exception when duplicate_object then null; end $$";
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Order {
     /// The backup.
     pub backup: Uuid,
+    /// As another organisation, without what is personal: the e-mail address of its administrator.
+    pub scrubbed_for: Option<String>,
 }
 
 impl Order {
@@ -46,7 +48,7 @@ impl Order {
         let backup = input["backup"].as_str().and_then(|b| b.parse().ok());
         let backup =
             backup.ok_or_else(|| ControlError::Foreign("the journal has an order that is none".into()))?;
-        Ok(Self { backup })
+        Ok(Self { backup, scrubbed_for: input["scrubbed_for"].as_str().map(str::to_owned) })
     }
 }
 

@@ -65,7 +65,7 @@ impl Control {
             }
             Kind::RestoreAs => {
                 let order = restore::Order::of_journal(input)?;
-                self.restore_under(order, tenant(&input["as"])?, resume).await?;
+                admin_password = self.restore_under(order, tenant(&input["as"])?, resume).await?.1;
             }
         }
         Ok(Resumed { operation: self.operation(id).await?, admin_password })
