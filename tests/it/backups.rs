@@ -525,3 +525,28 @@ async fn a_copy_without_what_is_personal() {
         assert_eq!(dev.cli(args).await.status.code(), Some(code), "{args:?}");
     }
 }
+
+/// A restore that fails after its switch is gone on with, and what was written since stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_after_the_switch_stays() {
+    let dev = Dev::start().await;
+    let id = backup(&dev, "paris").await;
+    assert!(
+        killed_at(
+            &dev,
+            "tenant.restore/files_again/before",
+            &["tenant", "restore", "paris", "--backup", &id]
+        )
+        .await
+    );
+    is_served(&dev, "paris").await;
+    let now = database(&dev, "paris").await;
+    dev.execute(&now, "create table written_since (x int)").await;
+    // As after a failure that could not be undone: all but the plan is to be done again.
+    dev.execute("gmah_master", "update operation_steps set state = 'failed' where name <> 'plan'").await;
+    let left = &dev.cli_json(&["operation", "list", "--unfinished"]).await[0];
+    dev.cli_json(&["operation", "resume", text(&left["id"])]).await;
+    assert_eq!(database(&dev, "paris").await, now);
+    assert_eq!(dev.value(&now, "select to_regclass('written_since') is not null").await, "t");
+    is_served(&dev, "paris").await;
+}

@@ -291,6 +291,16 @@ impl Control {
         })
     }
 
+    /// Whether an organisation has become active, or was and is not any more.
+    pub(crate) async fn is_used(&self, id: TenantId) -> Result<bool, ControlError> {
+        let row = self
+            .master
+            .query_one("select status <> 'provisioning' from organizations where id = $1", &[&id.as_uuid()])
+            .await
+            .during("reading the status")?;
+        Ok(row.get(0))
+    }
+
     /// What an organisation has.
     pub(crate) async fn reserved_of(&self, id: TenantId) -> Result<Reserved, ControlError> {
         let r = self

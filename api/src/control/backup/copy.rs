@@ -113,6 +113,10 @@ impl Control {
         hold_on_server(&server, r.id).await?;
         operation.step(&self.master, "role", ensure_role(&server, &r)).await?;
         let load = async {
+            // Somebody may be using it already: it is not loaded anew.
+            if self.is_used(r.id).await? {
+                return Ok(false);
+            }
             // Nothing is sealed with it yet.
             self.copy_key(manifest.organization, r.id).await?;
             let owner = (r.id, r.role.clone());

@@ -141,6 +141,10 @@ impl Control {
         hold_on_server(&server, tenant.id).await?;
         let owner = self.role_of(tenant.id).await?;
         let load = async {
+            // One that failed after its switch is gone on with: what was loaded is the organisation's own by now.
+            if self.there(slug).await?.database == plan.database {
+                return Ok(());
+            }
             self.load(&access, &server, &plan.database, &owner, manifest).await?;
             let mut db = access.connect(&plan.database).await?;
             settle(&mut db, tenant.id, plan.placement, &tenant.modules, true).await

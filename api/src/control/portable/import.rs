@@ -181,8 +181,14 @@ impl Control {
         };
         operation.step(&self.master, "migrations", bring_up).await?;
         let keys = self.data_keys(r.id).await?;
-        let rows: u64 =
-            operation.step(&self.master, "load", load(&mut db, &keys, new.from, manifest)).await?;
+        let fill = async {
+            // Somebody may be using it already: it is not filled anew.
+            if self.is_used(r.id).await? {
+                return Ok(0);
+            }
+            load(&mut db, &keys, new.from, manifest).await
+        };
+        let rows: u64 = operation.step(&self.master, "load", fill).await?;
         let bring = self.bring_exported(r.id, new.from, manifest);
         let files: usize = operation.step(&self.master, "files", bring).await?;
         let let_in = async {
