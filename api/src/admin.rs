@@ -21,6 +21,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.pools(&app.pools.gauges());
+    app.metrics.figures();
     match gmah_shared::telemetry::encode(&app.metrics.registry) {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(e) => {

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use self::client::Client;
 use self::cookies::Proof;
+use self::rights::Rights;
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
@@ -87,13 +88,20 @@ pub enum Caller {
         /// Its name.
         name: String,
     },
+    /// The platform's support, in the user's name: it reads and does nothing else.
+    Support {
+        /// Id of the session.
+        id: Uuid,
+        /// Who it is.
+        by: String,
+    },
 }
 
 impl Caller {
     /// Id of the session or key.
     pub fn id(&self) -> Uuid {
         match self {
-            Self::Session(id) | Self::Key { id, .. } => *id,
+            Self::Session(id) | Self::Key { id, .. } | Self::Support { id, .. } => *id,
         }
     }
 }
@@ -131,8 +139,15 @@ impl Credentials {
             (Caller::Key { id, name }, user)
         } else {
             let found = sessions::by_access_hash(&mut db, &hash, since).await?;
-            let (id, user) = found.ok_or(ApiError::Unauthenticated)?;
-            (Caller::Session(id), user)
+            let (id, mut user, impersonator) = found.ok_or(ApiError::Unauthenticated)?;
+            match impersonator {
+                None => (Caller::Session(id), user),
+                Some(_) if route.is_write() => return Err(ApiError::Forbidden),
+                Some(by) => {
+                    user.permissions = user.permissions.meet(&Rights::new(vec!["*.read".into()]));
+                    (Caller::Support { id, by }, user)
+                }
+            }
         };
         if let Kind::Cookie(proof) = &kind
             && route.is_write()
@@ -182,7 +197,7 @@ impl Session {
     /// What is written down of the caller beside what it changes.
     pub fn actor(&self) -> Actor {
         let name = match &self.caller {
-            Caller::Session(_) => self.user.email.clone(),
+            Caller::Session(_) | Caller::Support { .. } => self.user.email.clone(),
             Caller::Key { name, .. } => format!("{name} ({})", self.user.email).chars().take(254).collect(),
         };
         Actor { id: Some(self.user.id), name }

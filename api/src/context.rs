@@ -117,16 +117,26 @@ impl TenantContext {
         &self.request_id
     }
 
+    /// The same organisation as the catalog knows it by now, if it is entered in another way than this context's row says.
+    pub async fn newer(&self) -> Option<Self> {
+        let Lookup::Found(detail) = self.app.catalog.get(&self.detail().tenant.id).await else { return None };
+        self.changed(detail)
+    }
+
     /// The catalog's row read anew, if the organisation is entered in another way than this context's row says.
     pub async fn reread(&self) -> Option<Self> {
         let app = &self.app;
         let (id, revision) = (self.detail().tenant.id, self.detail().tenant.revision);
         app.catalog.forget_if(&id, |row| row.0.tenant.revision <= revision);
         let Lookup::Found(detail) = app.catalog.get(&id).await else { return None };
+        self.changed(detail)
+    }
+
+    fn changed(&self, detail: Hit<DetailRow>) -> Option<Self> {
         let changed = !detail.0.placement.is_same(&self.detail().placement)
             && detail.0.tenant.generation == self.detail().tenant.generation;
         changed.then(|| Self {
-            app: app.clone(),
+            app: self.app.clone(),
             detail,
             request_id: self.request_id.clone(),
             host: self.host.clone(),

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod exec;
 pub mod features;
 mod fence;
+pub mod figures;
 pub mod fleet;
 pub mod keys;
 pub mod master;
@@ -22,7 +23,9 @@ pub mod migrate;
 pub mod operations;
 pub mod portable;
 pub mod provision;
+pub mod relocate;
 pub(crate) mod remove;
+pub mod role_password;
 mod scrub;
 pub mod seed;
 pub mod servers;
@@ -173,6 +176,11 @@ impl Control {
             Self { settings, master, config, actor: self.actor.clone(), progress: self.progress.clone() };
         control.may_seal().await?;
         Ok(control)
+    }
+
+    /// Whether backups are made here.
+    pub(crate) fn has_backups(&self) -> bool {
+        self.config.backups.is_some()
     }
 
     /// The same session, in somebody else's name.

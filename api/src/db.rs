@@ -14,6 +14,7 @@ use tokio_postgres::{Row, Statement};
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
+use crate::pool::breaker::Failure;
 use crate::pool::{Lease, PoolError};
 use crate::repo::replica::Position;
 use crate::repo::{self, replica};
@@ -102,6 +103,8 @@ impl DbError {
     }
 }
 
+/// For one question to the master.
+const LOOKS: Duration = Duration::from_millis(50);
 /// Longer than `statement_timeout`, so that a server that is well answers first.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -155,13 +158,29 @@ impl TenantDb {
     /// # Errors
     /// [`ApiError::Unavailable`], or a stale generation.
     pub async fn open(ctx: &TenantContext) -> Result<Self, ApiError> {
+        Ok(Self::open_or_why(ctx).await?)
+    }
+
+    /// The same, for who wants to know why there is none.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub async fn open_or_why(ctx: &TenantContext) -> Result<Self, PoolError> {
         let app = ctx.app();
         let lease = match app.pools.lease(ctx.detail()).await {
             // Its password may have been changed a moment ago: look once more, and only once.
             Err(PoolError::Authentication(cause)) => match ctx.reread().await {
                 Some(newer) => app.pools.lease(newer.detail()).await?,
-                None => return Err(PoolError::Authentication(cause).into()),
+                None => return Err(PoolError::Authentication(cause)),
             },
+            // Somebody else was refused a moment ago, and is looking.
+            Err(PoolError::Resting(Failure::Authentication)) => {
+                tokio::time::sleep(LOOKS).await;
+                match ctx.newer().await {
+                    Some(newer) => app.pools.lease(newer.detail()).await?,
+                    None => return Err(PoolError::Resting(Failure::Authentication)),
+                }
+            }
             other => other?,
         };
         Ok(Self::on(app, lease, false))

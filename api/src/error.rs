@@ -67,6 +67,8 @@ pub enum ApiError {
     IdempotencyKeyReused,
     /// Something that there is, or would not be any more, is in the way.
     Conflict(Conflict),
+    /// The control plane does not do it here and now: why, for an administrator of the platform.
+    Refused(String),
     /// Too many logins failed.
     TooManyAttempts {
         /// Seconds after which the next may be tried.
@@ -247,6 +249,7 @@ impl ApiError {
                 let (code, title) = conflict.code_and_title();
                 (StatusCode::CONFLICT, code, title)
             }
+            Self::Refused(_) => (StatusCode::CONFLICT, "refused", "This cannot be done here and now."),
             Self::TooManyAttempts { .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_attempts",
@@ -276,7 +279,7 @@ impl ApiError {
             "request_id": request_id,
         });
         match self {
-            Self::Malformed(detail) => body["detail"] = detail.as_str().into(),
+            Self::Malformed(detail) | Self::Refused(detail) => body["detail"] = detail.as_str().into(),
             Self::Invalid { field, message } => {
                 body["field"] = field.as_str().into();
                 body["detail"] = message.as_str().into();

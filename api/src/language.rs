@@ -67,6 +67,7 @@ const FRENCH: &[(&str, &str)] = &[
     ("link_invalid", "Ce lien ne fonctionne pas, ou plus."),
     ("forbidden", "Vous n'en avez pas le droit."),
     ("not_found", "Il n'y a rien ici."),
+    ("refused", "Cela ne peut pas se faire ici et maintenant."),
     ("method_not_allowed", "Cette méthode n'est pas permise ici."),
     ("module_disabled", "Ce module n'est pas activé ici."),
     ("malformed", "La requête est illisible."),

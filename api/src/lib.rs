@@ -18,6 +18,7 @@
 pub mod auth;
 pub mod cache;
 pub mod chores;
+pub mod collector;
 pub mod config;
 pub mod context;
 pub mod control;

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gmah_shared::telemetry::names;
 use gmah_shared::tenant::TenantSlug;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::collector::Figure;
 use crate::pool::PoolError;
 use crate::pool::breaker::{Failure, Standing};
 
@@ -35,6 +36,9 @@ pub struct Metrics {
     pub letters: IntCounterVec,
     /// Whether notices of change come in.
     pub catalog_connected: IntGauge,
+    figures: Vec<(&'static str, GaugeVec)>,
+    schema: GaugeVec,
+    shown: Mutex<Option<Vec<Figure>>>,
     max_tenants: usize,
     handles: Mutex<HashMap<TenantSlug, Arc<TenantCounters>>>,
 }
@@ -128,6 +132,15 @@ impl Metrics {
                 "gmah_catalog_listening",
                 "1 while notices of change come in from the master database.",
             )?,
+            figures: FIGURES
+                .iter()
+                .map(|(name, help)| Ok((*name, GaugeVec::new(Opts::new(*name, *help), &[names::TENANT])?)))
+                .collect::<Result<_, prometheus::Error>>()?,
+            schema: GaugeVec::new(
+                Opts::new(names::TENANT_SCHEMA, "Newest migration of each set in a tenant's database."),
+                &[names::TENANT, "set"],
+            )?,
+            shown: Mutex::default(),
             max_tenants,
             handles: Mutex::default(),
             registry,
@@ -146,6 +159,10 @@ impl Metrics {
         r.register(Box::new(metrics.letters.clone()))?;
         r.register(Box::new(metrics.trace_exports.clone()))?;
         r.register(Box::new(metrics.replica_reads.clone()))?;
+        for (_, gauge) in &metrics.figures {
+            r.register(Box::new(gauge.clone()))?;
+        }
+        r.register(Box::new(metrics.schema.clone()))?;
         for result in ["served", "late", "failed"] {
             metrics.replica_reads.with_label_values(&[result]);
         }
@@ -220,6 +237,34 @@ impl Metrics {
         counters
     }
 
+    /// How many tenants get series of their own.
+    pub fn max_tenants(&self) -> usize {
+        self.max_tenants
+    }
+
+    /// What is shown of organisations from now on; those that are not among them any more are gone.
+    pub fn show_figures(&self, figures: Vec<Figure>) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+    }
+
+    /// Sets the gauges of organisations, just before they are read.
+    pub fn figures(&self) {
+        // Only where there are others than the last time.
+        let Some(figures) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.figures.iter().for_each(|(_, gauge)| gauge.reset());
+        self.schema.reset();
+        for figure in &figures {
+            for (name, value) in &figure.values {
+                if let Some((_, gauge)) = self.figures.iter().find(|(known, _)| known == name) {
+                    gauge.with_label_values(&[&figure.tenant]).set(*value);
+                }
+            }
+            for (set, version) in &figure.schema {
+                self.schema.with_label_values(&[&figure.tenant, set]).set(*version);
+            }
+        }
+    }
+
     /// Sets the gauges of the pools, just before they are read.
     pub fn pools(&self, gauges: &PoolGauges) {
         self.pool_connections.reset();
@@ -256,6 +301,26 @@ impl Metrics {
         }
     }
 }
+
+/// What the master has of organisations ([`crate::collector`]). Every node shows the same: `max by (tenant)`, not `sum`.
+const FIGURES: &[(&str, &str)] = &[
+    (names::TENANT_DATABASE_SIZE, "Size of a tenant's database."),
+    (names::TENANT_CONNECTIONS, "Connections to a tenant's database, whoever has them."),
+    (names::TENANT_USERS, "Users of a tenant that may log in."),
+    (names::TENANT_MEMBERS, "Members or patients of a tenant."),
+    (names::TENANT_ACTIVE_LOANS, "Loans of a tenant that are paid out and not back."),
+    (names::TENANT_TRANSACTIONS, "Payments of a tenant in this month, UTC."),
+    (names::TENANT_STORAGE, "Bytes of a tenant's files."),
+    (names::TENANT_LAST_ACTIVITY, "When somebody of a tenant did something last."),
+    (names::TENANT_HEALTH, "How a tenant is: 0 healthy, 1 warning, 2 critical; `gmah tenant show` says why."),
+    (names::TENANT_CLOSED, "1 while a tenant is suspended or in maintenance."),
+    (names::TENANT_COLLECTED, "When the figures of a tenant were collected."),
+    (names::TENANT_LAST_BACKUP, "When a tenant's newest backup was made."),
+    (
+        names::TENANT_BACKUP_VERIFIED,
+        "1 when the newest backup was tried and is well, 0 when it is not; none: not tried.",
+    ),
+];
 
 const REASONS: [&str; 9] = [
     "queue",

@@ -76,6 +76,16 @@ pub const CORE: Module = Module {
                 sql: include_str!("../migrations/core/0005_settings.sql"),
             },
             Migration { version: 6, name: "files", sql: include_str!("../migrations/core/0006_files.sql") },
+            Migration {
+                version: 7,
+                name: "figures",
+                sql: include_str!("../migrations/core/0007_figures.sql"),
+            },
+            Migration {
+                version: 8,
+                name: "impersonation",
+                sql: include_str!("../migrations/core/0008_impersonation.sql"),
+            },
         ],
     },
     sealed: &[

@@ -84,6 +84,42 @@ pub fn document(has: impl Fn(&str) -> bool) -> Value {
     })
 }
 
+/// The document of the platform's own routes.
+pub(crate) fn of_platform(table: &'static [Route]) -> Value {
+    let mut schemas = Schemas::new();
+    let mut paths = Map::new();
+    for route in table {
+        let mut operation = operation(route, &mut schemas);
+        operation["tags"] = json!(["platform"]);
+        if let Some(role) = route.permission {
+            operation["description"] = format!("Needs the role `{role}`, or one that may more.").into();
+        }
+        if route.access == Access::User {
+            operation["security"] = json!([{"bearer": []}]);
+        }
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method.to_lowercase()] = operation;
+    }
+    let mut components: Map<String, Value> =
+        schemas.into_iter().map(|(name, schema)| (name, json!(schema))).collect();
+    components.insert("Problem".into(), problem());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "gmah: the platform", "version": "1",
+            "license": {"name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT"},
+            "description": "What administrators of the platform do, at its own host and at no other. What takes several \
+                steps is an operation: 202 with its id, and `/api/v1/admin/operations/{id}` says how it stands.",
+        },
+        "tags": [{"name": "platform", "description": "Administration of the platform"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": "Of an administrator's login."}},
+        },
+    })
+}
+
 fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     let mut parameters: Vec<_> = path_parameters(route.path).collect();
     if matches!(route.answers, Answers::List(_)) {
@@ -140,7 +176,9 @@ fn takes_condition(route: &Route) -> bool {
 /// a second time finds done.
 fn takes_key(route: &Route) -> bool {
     let is_ones_own = route.path.starts_with("/api/v1/auth/") && !route.path.contains("/totp");
-    route.is_write() && route.access == Access::User && !is_ones_own
+    // Of the platform's, what runs twice finds what it had done: operations, states, names.
+    let is_platforms = route.path.starts_with("/api/v1/admin/");
+    route.is_write() && route.access == Access::User && !is_ones_own && !is_platforms
 }
 
 /// `getMembersById`: the method and the path's words.
@@ -163,6 +201,9 @@ fn path_parameters(path: &'static str) -> impl Iterator<Item = Value> {
     names.map(|name| {
         let schema = match name {
             "key" => json!({"type": "string", "minLength": 1, "maxLength": 63}),
+            "slug" => json!({"type": "string", "pattern": "^[a-z][a-z0-9-]{1,48}[a-z0-9]$"}),
+            "module" => json!({"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}),
+            "hostname" => json!({"type": "string", "pattern": "^[a-z0-9-]+([.][a-z0-9-]+)+$"}),
             _ => json!({"type": "string", "format": "uuid"}),
         };
         json!({"name": name, "in": "path", "required": true, "schema": schema})
@@ -197,7 +238,7 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
         Answers::Later => all.insert("202".into(), json!({"description": "It will be done."})),
         Answers::One(status, of) => all.insert(
             status.to_string(),
-            json!({"description": if status == 201 { "Made." } else { "So it is." }, "content": json_of(json!(of(schemas)))}),
+            json!({"description": match status { 201 => "Made.", 202 => "It goes on.", _ => "So it is." }, "content": json_of(json!(of(schemas)))}),
         ),
         Answers::All(of) => all.insert(
             "200".into(),
@@ -211,7 +252,10 @@ fn responses(route: &Route, schemas: &mut Schemas) -> Value {
             all.insert("200".into(), json!({"description": "So it is.", "content": {media_type: {}}}))
         }
     };
-    if route.method == "GET" && matches!(route.answers, Answers::One(..)) {
+    if route.method == "GET"
+        && matches!(route.answers, Answers::One(..))
+        && !route.path.starts_with("/api/v1/admin/")
+    {
         all.insert("304".into(), json!({"description": "It is still what `If-None-Match` says."}));
     }
     for (status, why) in REFUSALS.iter().filter(|(status, _)| refuses(route, *status)) {

@@ -1,7 +1,14 @@
-//! What stands on the platform's own host, which is no organisation: the api's documentation, to be read in a browser.
+//! What stands on the platform's own host, which is no organisation: the api's documentation, to be read in a browser, and
+//! the admin API ([`routes`]).
 //!
 //! The router sends such requests here with a token for the audience `gmah-platform`, and with no other; one of those is
 //! worth nothing on an organisation's host, and an organisation's is worth nothing here.
+
+mod estate;
+mod organizations;
+pub mod routes;
+mod session;
+mod work;
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -13,6 +20,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use bytes::Bytes;
+use gmah_shared::config::Settings;
 use gmah_shared::hostname::Hostname;
 use gmah_shared::token::{HEADER, Verifier, now_seconds};
 use http::HeaderMap;
@@ -25,7 +33,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use utoipa_swagger_ui::Config;
 
+use self::work::Work;
 use crate::context;
+use crate::control::config::ControlConfig;
 use crate::error::{ApiError, render};
 use crate::openapi;
 use crate::routes::panicked;
@@ -36,12 +46,15 @@ pub struct Platform {
     host: Hostname,
     tokens: Verifier,
     document: OnceLock<Bytes>,
+    work: Work,
 }
 
 impl Platform {
     /// The platform at a host. `tokens` is for its audience.
-    pub fn new(host: Hostname, tokens: Verifier) -> Self {
-        Self { host, tokens, document: OnceLock::new() }
+    pub fn new(tokens: Verifier, settings: &Settings, control: &ControlConfig) -> Self {
+        let host = settings.platform_host.clone();
+        let work = Work::new(settings.clone(), control.clone());
+        Self { host, tokens, document: OnceLock::new(), work }
     }
 
     /// Whether a request is for it. The router writes names in their normal form, so nothing else is.
@@ -78,6 +91,7 @@ pub fn router(app: &Arc<App>) -> Router {
         .route(DOCS, get(|| page("index.html")))
         .route("/api/docs/{*file}", get(|Path(file): Path<String>| async move { page(&file).await }))
         .route("/api/openapi.json", get(document))
+        .merge(routes::routes(app))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(CatchPanicLayer::custom(panicked))

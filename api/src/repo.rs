@@ -5,6 +5,7 @@
 pub mod api_keys;
 pub mod audit;
 pub mod families;
+pub mod figures;
 pub mod files;
 pub mod hospitalizations;
 pub mod idempotency;
@@ -84,6 +85,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("roles/is_used", roles::IS_USED),
     ("roles/delete", roles::DELETE),
     ("sessions/insert", sessions::INSERT),
+    ("sessions/impersonate", sessions::IMPERSONATE),
     ("sessions/by_access_hash", sessions::BY_ACCESS_HASH),
     ("sessions/rotate", sessions::ROTATE),
     ("sessions/end_reused", sessions::END_REUSED),
@@ -111,6 +113,10 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("files/forget", files::FORGET),
     ("files/used", files::USED),
     ("files/lock", files::LOCK),
+    ("figures/core", figures::CORE),
+    ("figures/loans", figures::LOANS),
+    ("figures/patients", figures::PATIENTS),
+    ("figures/schema", figures::SCHEMA),
     ("overview/loans_counts", overview::LOANS_COUNTS),
     ("overview/patients_counts", overview::PATIENTS_COUNTS),
     ("overview/loans", overview::LOANS_OUTSTANDING),

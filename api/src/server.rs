@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::response::Response;
+use deadpool_postgres::Pool;
 use futures::FutureExt as _;
 use gmah_shared::catalog::holders::{self, Holder};
 use gmah_shared::catalog::listen::{self, Listeners, Topic};
@@ -46,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::platform::Platform;
 use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
-use crate::{admin, chores, platform, routes};
+use crate::{admin, chores, collector, platform, routes};
 
 /// What all requests share.
 pub struct App {
@@ -56,6 +57,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// The platform's own host.
     pub platform: Platform,
+    /// The master database.
+    pub master: Pool,
     /// Token check.
     pub tokens: TokenCheck,
     /// Organisations by id.
@@ -252,10 +255,8 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
     let traces = traces.transpose().map_err(StartError::Traces)?;
     let app = Arc::new(App {
         tracer: traces.as_ref().map(Traces::tracer),
-        platform: Platform::new(
-            settings.platform_host.clone(),
-            Verifier::new(keyring.clone(), AUDIENCE_PLATFORM),
-        ),
+        platform: Platform::new(Verifier::new(keyring.clone(), AUDIENCE_PLATFORM), settings, &config.control),
+        master: store.pool().clone(),
         tokens: TokenCheck::new(Verifier::new(keyring.clone(), AUDIENCE_API), metrics.clone()),
         catalog: Cache::new(settings.catalog.clone(), loader, cache_metrics),
         pools: Registry::new(config.pool.clone(), metrics.clone()),
@@ -370,6 +371,9 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
         }
     });
     tasks.spawn_forever("mailer", mail::run(app.clone()));
+    if let Some(every) = settings.metrics_collect_every {
+        tasks.spawn_forever("collector", collector::run(app.clone(), store.clone(), every));
+    }
     tasks.spawn_forever("chores", chores::run(app.clone(), store.pool().clone()));
     tasks.spawn_forever("pool-reaper", app.pools.clone().reap());
     let (app, store) = (app.clone(), store.clone());

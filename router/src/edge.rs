@@ -30,6 +30,7 @@ use crate::resolve::{Asked, Name, Resolver, Route};
 use crate::trace::Tracing;
 use crate::upstream;
 use crate::upstream::pool::deadline;
+use crate::usage::Usage;
 
 pub(crate) use replies::line;
 
@@ -41,6 +42,8 @@ pub struct Edge {
     pub live: live::Handle,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// What is counted for bills.
+    pub usage: Arc<Usage>,
     /// Where requests are logged.
     pub access: Option<access::Log>,
     /// What begins spans, where traces are configured.

@@ -39,5 +39,6 @@ pub mod resolve;
 pub mod server;
 pub mod trace;
 pub mod upstream;
+pub mod usage;
 
 mod admin;

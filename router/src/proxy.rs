@@ -293,6 +293,9 @@ impl ProxyHttp for Proxy {
         if status > 0 {
             let series = ctx.series.take().unwrap_or_else(|| self.0.metrics.tenants.unknown());
             series.request(status, took, ctx.bytes_in, sent);
+            if let Some(route) = &ctx.route {
+                self.0.usage.request(route.tenant.id, ctx.bytes_in, sent);
+            }
         } else {
             ctx.abandoned();
         }

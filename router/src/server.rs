@@ -51,6 +51,7 @@ use crate::reject::Rejection;
 use crate::resolve::Resolver;
 use crate::trace::Tracing;
 use crate::upstream::Pools;
+use crate::usage::Usage;
 use background::{Topics, keep_base, keep_challenges, keep_keys, keep_tickets, read_base};
 use reload::Reloadable;
 use sockets::{Bound, Legacy};
@@ -172,12 +173,14 @@ pub async fn start_on(
     let traces =
         settings.traces.as_ref().map(|t| Traces::start(t, "gmah-router", metrics.trace_exports.clone()));
     let traces = traces.transpose().map_err(StartError::Traces)?;
+    let usage = Arc::new(Usage::default());
     let edge = Arc::new(Edge {
         access,
         tracing: traces.as_ref().map(|t| Tracing(t.tracer())),
         resolver: Resolver::new(settings, cache.clone(), signer.clone(), metrics.clone(), limiters.clone()),
         live: live.clone(),
         metrics: metrics.clone(),
+        usage: usage.clone(),
         challenges: certificates.challenges.clone(),
         public_https_port: settings.public_https_port,
         stop: stop.clone(),
@@ -205,6 +208,8 @@ pub async fn start_on(
     let watchers = Tasks::new();
     live.load().pools.watch(&dns, &watchers);
     tasks.spawn_forever("shared-limits", limiters.clone().publish());
+    let (counting, master, told) = (usage, store.pool().clone(), tasks.token().clone());
+    tasks.spawn("usage", async move { counting.run(master, told).await });
     // Before the first connection, which a successor gets at once.
     if let Ok(Ok(ring)) = tokio::time::timeout(FIRST_KEYS, store.keyring(true)).await {
         keyring.store(Arc::new(ring));

@@ -96,6 +96,8 @@ pub struct Placement {
     pub role: String,
     /// Its password, opened.
     pub password: SecretString,
+    /// The one that is about to take its place: whoever is refused with the one tries the other.
+    pub next_password: Option<SecretString>,
     /// Number that the identity row of the database must show (rule 5).
     pub number: i32,
     /// Whether it is a copy of the server, which takes no writes.
@@ -105,9 +107,19 @@ pub struct Placement {
 impl Placement {
     /// Whether two placements are one and the same database, entered in the same way.
     pub fn is_same(&self, other: &Self) -> bool {
-        use secrecy::ExposeSecret as _;
+        self.is_same_place(other) && self.has_same_passwords(other)
+    }
+
+    /// Whether two placements are one and the same database, entered with whatever password.
+    pub fn is_same_place(&self, other: &Self) -> bool {
         (&self.server, &self.hosts, &self.transport, &self.database, &self.role, self.number)
             == (&other.server, &other.hosts, &other.transport, &other.database, &other.role, other.number)
-            && self.password.expose_secret() == other.password.expose_secret()
+    }
+
+    /// Whether two placements are entered with the same passwords.
+    pub fn has_same_passwords(&self, other: &Self) -> bool {
+        use secrecy::ExposeSecret as _;
+        let next = |p: &Self| p.next_password.as_ref().map(|n| n.expose_secret().to_owned());
+        self.password.expose_secret() == other.password.expose_secret() && next(self) == next(other)
     }
 }

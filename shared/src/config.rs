@@ -63,6 +63,8 @@ pub struct Settings {
     pub traces: Option<TraceSettings>,
     /// How many tenants get series of their own; the rest are counted under `_other`.
     pub metrics_max_tenants: usize,
+    /// How old figures of organisations get until they are collected anew; none: this node collects none.
+    pub metrics_collect_every: Option<Duration>,
 }
 
 /// `[log]`
@@ -194,11 +196,13 @@ struct RawSecrets {
 #[serde(deny_unknown_fields, default)]
 struct RawMetrics {
     max_tenants: Within<0, 1_000_000>,
+    collect: bool,
+    collect_every: HumanDuration,
 }
 
 impl Default for RawMetrics {
     fn default() -> Self {
-        Self { max_tenants: Within::new(1000) }
+        Self { max_tenants: Within::new(1000), collect: true, collect_every: HumanDuration::from_secs(300) }
     }
 }
 
@@ -294,6 +298,7 @@ impl ConfigFile {
             catalog: raw.catalog,
             dns: raw.dns,
             metrics_max_tenants: raw.metrics.max_tenants.get(),
+            metrics_collect_every: raw.metrics.collect.then_some(*raw.metrics.collect_every),
         })
     }
 

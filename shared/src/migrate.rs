@@ -383,5 +383,20 @@ pub const MASTER: MigrationSet = MigrationSet {
             name: "deletion",
             sql: include_str!("../migrations/master/0016_deletion.sql"),
         },
+        Migration {
+            version: 17,
+            name: "figures",
+            sql: include_str!("../migrations/master/0017_figures.sql"),
+        },
+        Migration {
+            version: 18,
+            name: "role_passwords",
+            sql: include_str!("../migrations/master/0018_role_passwords.sql"),
+        },
+        Migration {
+            version: 19,
+            name: "system_admins",
+            sql: include_str!("../migrations/master/0019_system_admins.sql"),
+        },
     ],
 };

@@ -30,9 +30,11 @@ enum Which {
     /// The one that seals what the master keeps. The file of the configuration gets a new first line as soon as
     /// every node knows it; whatever an older key sealed is sealed anew.
     Master(Master),
-    /// That of an organisation's sensitive fields. Takes the catalog's `max_stale` and twice its `ttl`, until
-    /// no node seals with the older one any more, and as long as sealing all of them anew does.
+    /// The password with which an organisation's database is entered. Nothing is interrupted.
     Tenant(Tenant),
+    /// The one that seals an organisation's sensitive fields. Takes the catalog's `max_stale` and twice its `ttl`, until
+    /// no node seals with the older one any more, and as long as sealing all of them anew does.
+    Data(Tenant),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +108,12 @@ impl KeyCommand {
                 })?;
             }
             Which::Tenant(tenant) => {
+                let exchanged = control.rotate_role_password(&parse_slug(&tenant.slug)?).await?;
+                tenant.output.print(&exchanged, || {
+                    format!("{}: the role {} has another password", exchanged.slug, exchanged.role)
+                })?;
+            }
+            Which::Data(tenant) => {
                 let rotated = control.rotate_data_key(&parse_slug(&tenant.slug)?).await?;
                 tenant.output.print(&rotated, || {
                     let (slug, version, n) = (&rotated.slug, rotated.version, rotated.resealed);

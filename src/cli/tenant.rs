@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use gmah_api::control::edge::{EdgeSettings, Mode};
+use gmah_api::control::figures::{Figures, Usage};
 use gmah_api::control::provision::NewTenant;
-use gmah_api::control::tenants::Summary;
+use gmah_api::control::tenants::{Done, Summary};
 use gmah_api::control::{Control, ControlError, parse_email, parse_slug};
 use gmah_api::language::Language;
 use gmah_shared::config::ConfigFile;
@@ -24,9 +25,11 @@ pub(crate) enum TenantCommand {
     /// Shows one.
     Show(One),
     /// Locks one: its host answers 403.
-    Suspend(One),
+    Suspend(Suspend),
     /// Unlocks one.
     Resume(One),
+    /// What was done to one, the newest first.
+    History(History),
     /// Closes one for work on it, or opens it again.
     Maintenance(Maintenance),
     /// Sets its own limits, pools and branding.
@@ -39,6 +42,8 @@ pub(crate) enum TenantCommand {
     Delete(super::delete::Delete),
     /// Has one back that was deleted.
     Undelete(One),
+    /// Moves one to another server. Requests wait meanwhile, and nothing that was acknowledged is lost.
+    Move(Move),
     /// Runs one statement in organisations' databases: as a role that can only read, unless --write.
     Exec(super::exec::Exec),
     /// Opens psql in an organisation's database, as the server's administrator.
@@ -145,11 +150,40 @@ enum Switch {
 pub(crate) struct Set {
     /// Slug.
     slug: String,
-    /// limits.NAME=NUMBER, pool.NAME=POOL or branding.NAME=TEXT; the value `default` takes its own away.
+    /// plan=KEY, limits.NAME=NUMBER, pool.NAME=POOL or branding.NAME=TEXT; the value `default` takes its own away.
     #[arg(required = true)]
     settings: Vec<String>,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Move {
+    /// Slug.
+    slug: String,
+    /// Name of the server that is to have it.
+    #[arg(long)]
+    server: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Suspend {
+    #[command(flatten)]
+    one: One,
+    /// Why, for operators.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    #[command(flatten)]
+    one: One,
+    /// Most entries.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    limit: u16,
 }
 
 impl TenantCommand {
@@ -159,16 +193,31 @@ impl TenantCommand {
             Self::List(output) => list(&super::control(file).await?, output).await,
             Self::Show(one) => {
                 let control = super::control(file).await?;
-                let tenant = control.tenant(&parse_slug(&one.slug)?).await?;
-                one.output.print(&tenant, || describe(&tenant))?;
+                let tenant = control.tenant_detailed(&parse_slug(&one.slug)?).await?;
+                one.output.print(&tenant, || {
+                    let known = tenant.figures.as_ref().map_or_else(String::new, known);
+                    describe(&tenant.summary) + &known + &used(&tenant.usage)
+                })?;
                 Ok(0)
             }
-            Self::Suspend(one) => status(file, &one.slug, TenantStatus::Suspended, one.output).await,
-            Self::Resume(one) => status(file, &one.slug, TenantStatus::Active, one.output).await,
+            Self::Suspend(s) => {
+                status(file, &s.one.slug, TenantStatus::Suspended, s.reason.as_deref(), s.one.output).await
+            }
+            Self::History(h) => h.run(file).await,
+            Self::Resume(one) => status(file, &one.slug, TenantStatus::Active, None, one.output).await,
             Self::Maintenance(m) => m.run(file).await,
             Self::Set(set) => {
-                let (slug, to) = (parse_slug(&set.slug)?, EdgeSettings::parse(&set.settings)?);
-                let tenant = super::control(file).await?.set_edge(&slug, to).await?;
+                let is_plan = |word: &String| word.starts_with("plan=");
+                let (plans, settings): (Vec<_>, Vec<_>) = set.settings.into_iter().partition(is_plan);
+                let (slug, to) = (parse_slug(&set.slug)?, EdgeSettings::parse(&settings)?);
+                let control = super::control(file).await?;
+                for plan in &plans {
+                    control.set_plan(&slug, plan.trim_start_matches("plan=")).await?;
+                }
+                let tenant = match settings.is_empty() {
+                    true => control.tenant(&slug).await?,
+                    false => control.set_edge(&slug, to).await?,
+                };
                 set.output.print(&tenant, || describe(&tenant))?;
                 Ok(0)
             }
@@ -195,6 +244,17 @@ impl TenantCommand {
                 Ok(0)
             }
             Self::Restore(restore) => restore.run(file).await,
+            Self::Move(to) => {
+                let slug = parse_slug(&to.slug)?;
+                let moved = super::control(file).await?.move_tenant(&slug, &to.server).await?;
+                to.output.print(&moved, || {
+                    format!(
+                        "{slug} is on {} now, in database {}: {} rows",
+                        moved.server, moved.database, moved.rows
+                    )
+                })?;
+                Ok(0)
+            }
         }
     }
 }
@@ -285,13 +345,17 @@ impl Create {
 async fn list(control: &Control, output: Output) -> anyhow::Result<u8> {
     let tenants = control.tenants().await?;
     output.print(&tenants, || {
-        let mut text =
-            format!("{:<24} {:<13} {:<13} {:<16} {}\n", "SLUG", "STATUS", "PLAN", "SERVER", "MODULES");
+        let mut text = format!(
+            "{:<24} {:<13} {:<9} {:<9} {:<13} {:<16} {}\n",
+            "SLUG", "STATUS", "HEALTH", "SCHEMA", "PLAN", "SERVER", "MODULES"
+        );
         for t in &tenants {
             text.push_str(&format!(
-                "{:<24} {:<13} {:<13} {:<16} {}\n",
+                "{:<24} {:<13} {:<9} {:<9} {:<13} {:<16} {}\n",
                 t.slug,
                 t.status.as_str(),
+                t.health,
+                t.schema_standing().as_str(),
                 t.plan,
                 t.server,
                 t.modules.join(",")
@@ -302,11 +366,67 @@ async fn list(control: &Control, output: Output) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-async fn status(file: &ConfigFile, slug: &str, to: TenantStatus, output: Output) -> anyhow::Result<u8> {
+impl History {
+    async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
+        let control = super::control(file).await?;
+        let tenant = control.tenant(&parse_slug(&self.one.slug)?).await?;
+        let done = control.history(Some(tenant.id), None, i64::from(self.limit)).await?;
+        self.one.output.print(&done, || {
+            let line = |d: &Done| format!("{}  {:<20} {:<24} {}\n", d.at, d.actor, d.action, d.detail);
+            done.iter().map(line).collect()
+        })?;
+        Ok(0)
+    }
+}
+
+async fn status(
+    file: &ConfigFile,
+    slug: &str,
+    to: TenantStatus,
+    reason: Option<&str>,
+    output: Output,
+) -> anyhow::Result<u8> {
     let slug = parse_slug(slug)?;
-    let tenant = super::control(file).await?.set_status(&slug, to).await?;
+    let tenant = super::control(file).await?.set_status(&slug, to, reason).await?;
     output.print(&tenant, || format!("{slug} is {}", tenant.status))?;
     Ok(0)
+}
+
+/// What is known from within.
+fn known(f: &Figures) -> String {
+    let or_unknown = |n: Option<i64>| n.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+    let at = |t: Option<time::OffsetDateTime>| {
+        t.and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok())
+            .unwrap_or_else(|| "never".into())
+    };
+    let why = if f.reasons.is_empty() { String::new() } else { format!(" ({})", f.reasons.join(", ")) };
+    let loans = f.active_loans.map_or_else(String::new, |n| format!("loans       {n} active\n"));
+    format!(
+        "health      {}{why}\ncollected   {}\nsize        {} bytes of database, {} bytes of files\nconnections {}\n\
+         users       {}\nmembers     {}\n{loans}payments    {} this month\nactivity    {}\nschema      {}\n",
+        f.health,
+        at(f.collected_at),
+        or_unknown(f.database_bytes),
+        or_unknown(f.storage_bytes),
+        or_unknown(f.connections.map(Into::into)),
+        or_unknown(f.users),
+        or_unknown(f.members),
+        or_unknown(f.month_transactions),
+        at(f.last_activity_at),
+        f.schema
+    )
+}
+
+/// What was used, by month.
+fn used(months: &[Usage]) -> String {
+    let mut text = String::new();
+    for u in months {
+        text.push_str(&format!(
+            "used {}: {} requests, {} bytes in, {} bytes out, at most {} bytes of files and {} members\n",
+            u.month, u.requests, u.bytes_in, u.bytes_out, u.storage_bytes, u.members
+        ));
+    }
+    text
 }
 
 fn describe(t: &Summary) -> String {

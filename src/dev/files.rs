@@ -169,6 +169,7 @@ impl DataDir {
              \n[router.pools.api]\naddresses = [\"{api}\"]\n\
              \n[api]\nlisten = \"{api}\"\nadmin = \"{api_admin}\"\n\
              \n[pool]\nmax_per_server = 40\nmax_per_tenant = 8\n\
+             \n[metrics]\ncollect_every = \"15s\"\n\
              \n[mail]\nfrom = \"gmah <no-reply@{base}>\"\nfolder = {mail}\n\
              \n[files]\nfolder = {files}\n\
              \n[backups]\nfolder = {backups}\nkey_file = {backup_key}\n{programs}",

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 
 use anyhow::Context as _;
+use gmah_api::control::admins::Role;
 use gmah_api::control::provision::NewTenant;
 use gmah_api::control::{Control, ControlError, parse_slug};
 use gmah_shared::secret::random_password;
@@ -69,7 +70,10 @@ pub(super) async fn ensure(control: &mut Control, dir: &DataDir) -> anyhow::Resu
         tenants.push(DemoTenant { slug, host: format!("{slug}.{base}"), admin });
     }
     let system_admin = credentials.login("", format!("admin@{base}"))?;
-    match control.create_admin(&system_admin.email, Some(system_admin.password.clone().into())).await {
+    match control
+        .create_admin(&system_admin.email, Role::Owner, Some(system_admin.password.clone().into()))
+        .await
+    {
         Ok(_) | Err(ControlError::Refused(_)) => {}
         Err(e) => return Err(e.into()),
     }

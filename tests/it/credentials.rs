@@ -300,7 +300,7 @@ async fn keys_of_an_organisation_are_exchanged() {
     std::fs::write(&quick, format!("{config}\n[catalog]\nttl = \"1s\"\nmax_stale = \"2s\"\n"))
         .expect("written");
     let rotated =
-        dev.cli_json(&["--config", &quick.display().to_string(), "key", "rotate", "tenant", "paris"]).await;
+        dev.cli_json(&["--config", &quick.display().to_string(), "key", "rotate", "data", "paris"]).await;
     assert_eq!((&rotated["version"], &rotated["resealed"]), (&json!(2), &json!(1)), "{rotated}");
     let after = dev.value("gmah_org_paris", "select encode(secret, 'hex') from user_totp").await;
     assert_ne!(before, after);

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::Dev;
 
-async fn promtool(text: &str) -> String {
+pub(crate) async fn promtool(text: &str) -> String {
     let mut child = tokio::process::Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(std::process::Stdio::piped())

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::harness::dev::{address, text};
 use crate::harness::{Dev, eventually, http, roles};
+use crate::operations::killed_at;
 
 /// Requests that go on until told to stop: reads through the tenant token, writes under an `Idempotency-Key`.
 struct Traffic {
@@ -71,6 +72,8 @@ async fn sealed_otherwise(dev: &Dev, id: &str) -> String {
         "select secret from platform_secrets",
         "select admin_password from database_servers",
         "select role_password from organizations",
+        "select role_password_next from organizations where role_password_next is not null",
+        "select totp_secret from system_admins where totp_secret is not null",
         "select secrets from organization_keys",
     ];
     let all = columns.join(" union all ");
@@ -221,4 +224,83 @@ async fn k18_the_signing_key_is_exchanged_under_traffic() {
     published.sort();
     kids.sort();
     assert_eq!(published, kids, "the older ones verify on");
+}
+
+/// What the server keeps of a role's password.
+async fn verifier(dev: &Dev, slug: &str) -> String {
+    let sql = format!("select rolpassword from pg_authid where rolname = 'gmah_org_{slug}'");
+    dev.value("postgres", &sql).await
+}
+
+/// Connections of so short a life that nearly every request makes one, and so needs the password.
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_an_organisations_password_is_exchanged_under_traffic() {
+    let dev = Arc::new(Dev::start_with("[pool]\nmax_lifetime = \"20ms\"\nidle_timeout = \"50ms\"\n").await);
+    let second = roles::api(&dev, |_, _| {}).await;
+    let traffic = Traffic::start(&dev).await;
+    // Several at once, so that those who are refused and those who look race.
+    let (ended, token) = (Arc::new(AtomicBool::new(false)), Arc::new(dev.login("lyon").await));
+    let readers: Vec<_> = (0..6)
+        .map(|_| {
+            let (dev, ended, token) = (dev.clone(), ended.clone(), token.clone());
+            gmah_shared::tasks::detach("reads", async move {
+                let mut faults = Vec::new();
+                while !ended.load(Ordering::Acquire) {
+                    let seen = dev.get_as("lyon", "/api/v1/members?limit=1", &token).await;
+                    if seen.status != 200 {
+                        faults.push(format!("{seen:?}"));
+                    }
+                }
+                faults
+            })
+        })
+        .collect();
+    let mut seen = vec![verifier(&dev, "lyon").await];
+    for _ in 0..5 {
+        let exchanged = dev.cli_json(&["key", "rotate", "tenant", "lyon"]).await;
+        assert_eq!(exchanged["role"], "gmah_org_lyon");
+        seen.push(verifier(&dev, "lyon").await);
+    }
+    // Killed wherever, it is gone on with, and nobody notices meanwhile; there is no way back.
+    for step in ["make", "server", "switch"] {
+        for when in ["before", "after"] {
+            let at = format!("tenant.rotate_password/{step}/{when}");
+            assert!(killed_at(&dev, &at, &["key", "rotate", "tenant", "lyon"]).await, "{at}");
+            let token = dev.login("lyon").await;
+            assert_eq!(dev.get_as("lyon", "/api/v1/members", &token).await.status, 200, "{at}");
+            let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+            let id = text(&left[0]["id"]);
+            let no = dev.cli(&["operation", "cancel", id]).await;
+            assert!(String::from_utf8_lossy(&no.stderr).contains("half-way"), "{at}: {no:?}");
+            if when == "before" {
+                dev.cli_json(&["operation", "resume", id]).await;
+            } else {
+                dev.cli_json(&["key", "rotate", "tenant", "lyon"]).await;
+            }
+            let next = "select count(*) from organizations where role_password_next is not null";
+            assert_eq!(dev.value("gmah_master", next).await, "0", "{at}");
+            seen.push(verifier(&dev, "lyon").await);
+        }
+    }
+    traffic.end().await;
+    ended.store(true, Ordering::Release);
+    for reader in readers {
+        assert_eq!(reader.await.expect("reader"), Vec::<String>::new());
+    }
+    second.stop().await;
+    let all = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), all, "a new one each time");
+    assert_eq!(sealed_otherwise(&dev, &dev.settings().master_key.ids()[0]).await, "0/true");
+    assert!(!dev.log().contains("breaker opens"), "nobody was refused with both");
+    assert_eq!(dev.cli(&["doctor"]).await.status.code(), Some(0));
+    let unknown = dev.cli(&["key", "rotate", "tenant", "nobody"]).await;
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+    // A role that somebody else has put there is left alone.
+    dev.execute("postgres", "comment on role gmah_org_paris is 'mine'").await;
+    let refused = dev.cli(&["key", "rotate", "tenant", "paris"]).await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("not this organisation's"), "{said}");
+    assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200);
 }

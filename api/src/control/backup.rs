@@ -8,9 +8,9 @@
 //! that a later backup shares what an earlier one brought.
 
 pub mod config;
-mod contents;
+pub(crate) mod contents;
 mod copy;
-mod list;
+pub mod list;
 mod programs;
 pub mod restore;
 mod vault;

@@ -70,8 +70,8 @@ impl Control {
                  done as (
                      update organization_keys set exchanged_at = now() where organization_id = $1 and version = $2)
                  insert into audit_log (actor, action, organization_id, detail)
-                 select 'cli', 'key.rotate_tenant', $1, jsonb_build_object('version', $2::int)",
-                &[&tenant.id.as_uuid(), &version],
+                 select $3, 'key.rotate_data', $1, jsonb_build_object('version', $2::int)",
+                &[&tenant.id.as_uuid(), &version, &self.actor],
             )
             .await
             .during("removing the older key")?;

@@ -9,6 +9,7 @@
 //! `close` is what everybody sees: the host answers 404. Whatever fails before `rename` is undone; after it nothing is lost
 //! until the grace is over.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gmah_shared::pg::quote_identifier;
@@ -438,6 +439,7 @@ impl Control {
         let mut all: Vec<(Uuid, String)> = kept.iter().map(|k| (k.get(0), k.get(1))).collect();
         all.push((r.server, r.database.clone()));
         let mut dropped = Vec::new();
+        let left: BTreeSet<Uuid> = kept.iter().map(|k| k.get(0)).filter(|s| *s != r.server).collect();
         for (server, database) in all {
             let access = self.access(server).await?;
             let server = access.connect("postgres").await?;
@@ -445,6 +447,11 @@ impl Control {
             if drop_database(&server, &database, r.id).await? {
                 dropped.push(database);
             }
+        }
+        // On servers that it was moved away from.
+        for server in left {
+            let server = self.access(server).await?.connect("postgres").await?;
+            drop_role(&server, &r.role, r.id).await?;
         }
         self.master
             .execute("delete from organization_placements where organization_id = $1", &[&r.id.as_uuid()])
@@ -498,7 +505,8 @@ impl Control {
         self.master
             .execute(
                 "with gone as (
-                     update organizations set purged_at = now(), certificate = $2, role_password = ''::bytea
+                     update organizations set purged_at = now(), certificate = $2, role_password = ''::bytea,
+                         role_password_next = null
                      where id = $1 returning id),
                  keys as (delete from organization_keys where organization_id = (select id from gone)),
                  domains as (delete from organization_domains where organization_id = (select id from gone)),

@@ -16,12 +16,14 @@ use gmah_shared::tenant::{TenantId, TenantSlug};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Control, ControlError, During as _};
 
 /// A name and how it stands, as operators see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Domain)]
 pub struct Domain {
     /// The name.
     pub hostname: String,
@@ -175,8 +177,8 @@ impl Control {
         self.master
             .execute(
                 "insert into audit_log (actor, action, organization_id, detail)
-                 values ('cli', $1, $2, jsonb_build_object('hostname', $3::text))",
-                &[&action, &domain.claim.organization.as_uuid(), &domain.hostname],
+                 values ($4, $1, $2, jsonb_build_object('hostname', $3::text))",
+                &[&action, &domain.claim.organization.as_uuid(), &domain.hostname, &self.actor],
             )
             .await
             .during("writing the audit log")

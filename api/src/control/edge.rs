@@ -142,13 +142,14 @@ impl Control {
                              jsonb_strip_nulls(coalesce(settings -> 'branding', '{}') || $4))
                      where slug = $1 and status <> 'deleted' returning id)
                  insert into audit_log (actor, action, organization_id, detail)
-                 select 'cli', 'tenant.set', id, $5 from change",
+                 select $6, 'tenant.set', id, $5 from change",
                 &[
                     &slug.as_str(),
                     &Value::Object(to.limits),
                     &Value::Object(to.pools),
                     &Value::Object(to.branding),
                     &changed,
+                    &self.actor,
                 ],
             )
             .await
@@ -194,8 +195,8 @@ impl Control {
                          maintenance_hold_requests = coalesce($7, maintenance_hold_requests)
                      where slug = $1 and status in ('active', 'maintenance') returning id)
                  insert into audit_log (actor, action, organization_id, detail)
-                 select 'cli', 'tenant.maintenance', id, jsonb_build_object('mode', coalesce($3, 'off')) from change",
-                &[&slug.as_str(), &status, &name, &retry_after, &hash, &seconds, &requests],
+                 select $8, 'tenant.maintenance', id, jsonb_build_object('mode', coalesce($3, 'off')) from change",
+                &[&slug.as_str(), &status, &name, &retry_after, &hash, &seconds, &requests, &self.actor],
             )
             .await
             .during("changing the maintenance")?;

@@ -6,13 +6,15 @@
 use gmah_shared::migrate;
 use gmah_shared::tenant::TenantSlug;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::tenants::Summary;
 use super::{Control, ControlError, During as _, data_keys};
 use crate::modules::{self, Module};
 
 /// A module, as operators see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Module)]
 pub struct Listed {
     /// Key.
     pub key: &'static str,
@@ -79,7 +81,10 @@ impl Control {
     /// One statement: readers hear of all modules at once, and only of what has changed.
     async fn switch(&self, tenant: &Summary, modules: &[&Module], on: bool) -> Result<(), ControlError> {
         let keys: Vec<&str> = modules.iter().map(|m| m.key).collect();
-        self.master.execute(SWITCH, &[&tenant.id.as_uuid(), &keys, &on]).await.during("switching modules")?;
+        self.master
+            .execute(SWITCH, &[&tenant.id.as_uuid(), &keys, &on, &self.actor])
+            .await
+            .during("switching modules")?;
         Ok(())
     }
 }
@@ -114,5 +119,5 @@ const SWITCH: &str = "with switched as (
             where f.enabled <> excluded.enabled
         returning module)
     insert into audit_log (actor, action, organization_id, detail)
-    select 'cli', case when $3 then 'module.enable' else 'module.disable' end, $1, jsonb_build_object('module', module)
+    select $4, case when $3 then 'module.enable' else 'module.disable' end, $1, jsonb_build_object('module', module)
     from switched";

@@ -33,7 +33,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Refused`] when a node does not learn of the new key; the older one signs on.
     pub async fn rotate_signing_key(&mut self, patience: Duration) -> Result<Signs, ControlError> {
-        let what = "exchanging the signing key";
+        let (what, actor) = ("exchanging the signing key", self.actor.clone());
         self.ensure_signing_key().await?;
         self.make_signing_key("next").await?;
         let row = self
@@ -61,8 +61,8 @@ impl Control {
         }
         tx.execute(
             "insert into audit_log (actor, action, detail)
-             values ('cli', 'key.rotate_signing', jsonb_build_object('kid', $1::text, 'retired', $2::text))",
-            &[&kid, &retired],
+             values ($3, 'key.rotate_signing', jsonb_build_object('kid', $1::text, 'retired', $2::text))",
+            &[&kid, &retired, &actor],
         )
         .await
         .during(what)?;

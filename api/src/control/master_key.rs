@@ -45,7 +45,7 @@ const fn place(table: &'static str, column: &'static str, context: &'static str)
     Place { table, column, context }
 }
 
-const PLACES: [Place; 8] = [
+const PLACES: [Place; 10] = [
     place("signing_keys", "private_key", "'signing_keys/' || kid"),
     place(
         "certificates",
@@ -57,6 +57,8 @@ const PLACES: [Place; 8] = [
     place("platform_secrets", "secret", "'platform_secrets/' || name"),
     place("database_servers", "admin_password", "'database_servers/' || name"),
     place("organizations", "role_password", "'organizations/' || id || '/role'"),
+    place("organizations", "role_password_next", "'organizations/' || id || '/role'"),
+    place("system_admins", "totp_secret", "'system_admins/' || id || '/totp'"),
     place("organization_keys", "secrets", "'organizations/' || organization_id || '/data'"),
 ];
 
@@ -129,8 +131,8 @@ impl Control {
                 "with done as (insert into master_keys (id, done_at) values ($1, now())
                                on conflict (id) do update set done_at = now())
                  insert into audit_log (actor, action, detail)
-                 values ('cli', 'key.rotate_master', jsonb_build_object('id', $1::text, 'resealed', $2::bigint))",
-                &[&new, &count],
+                 values ($3, 'key.rotate_master', jsonb_build_object('id', $1::text, 'resealed', $2::bigint))",
+                &[&new, &count, &self.actor],
             )
             .await
             .during(WHAT)?;

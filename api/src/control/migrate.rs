@@ -162,6 +162,8 @@ impl Control {
         let known = fleet::manifest(&self.master, operation, &tenants).await?;
         let mut outcomes = Vec::new();
         let mut left = Vec::new();
+        let latest: HashMap<String, (Uuid, Value)> =
+            tenants.iter().map(|t| (t.slug.clone(), (t.id.as_uuid(), latest(&t.modules)))).collect();
         for tenant in tenants {
             match known.get(&tenant.id.as_uuid()).map(|v| serde_json::from_value::<Migrated>(v.clone())) {
                 Some(Ok(made)) => {
@@ -188,6 +190,8 @@ impl Control {
         outcomes.extend(fleet::over(left, fleet, work, &mut done).await);
         outcomes.sort_by(|a, b| a.slug.cmp(&b.slug));
         let failed = outcomes.iter().filter(|o| !o.is_well()).count();
+        let well = outcomes.iter().filter(|o| o.is_well()).filter_map(|o| latest.get(&o.slug));
+        self.schema_is_known(well).await?;
         operation.did("migrate", &json!({ "failed": failed }))?;
         Ok(Report { operation: Some(operation.id()), tenants: outcomes, failed })
     }
@@ -210,6 +214,23 @@ impl Control {
         let outcomes = fleet::over(tenants, fleet, work, done).await;
         let failed = outcomes.iter().filter(|o| !o.is_well()).count();
         Ok(Report { operation: None, tenants: outcomes, failed })
+    }
+
+    /// So that a listing says it before the collector has come by.
+    async fn schema_is_known(
+        &self,
+        tenants: impl Iterator<Item = &(Uuid, Value)>,
+    ) -> Result<(), ControlError> {
+        let (ids, schemas): (Vec<Uuid>, Vec<&Value>) = tenants.map(|(id, schema)| (*id, schema)).unzip();
+        self.master
+            .execute(
+                "update organization_figures f set schema = f.schema || n.schema, due_at = now()
+                 from unnest($1::uuid[], $2::jsonb[]) as n (id, schema) where f.organization_id = n.id",
+                &[&ids, &schemas],
+            )
+            .await
+            .during("noting the schemas")?;
+        Ok(())
     }
 
     /// Keys for those that have none yet: one question for all.
@@ -241,6 +262,11 @@ impl Control {
         }
         Ok(doors)
     }
+}
+
+/// What the schema of an organisation with those modules is, once everything has run.
+fn latest(on: &[String]) -> Value {
+    modules::migrations(on).into_iter().map(|set| (set.name.to_owned(), Value::from(set.latest()))).collect()
 }
 
 async fn migrate_one(

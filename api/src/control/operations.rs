@@ -27,6 +27,7 @@ use uuid::Uuid;
 pub(crate) use journal::Operation;
 pub use journal::{Event, Progress, quiet};
 pub use resume::Resumed;
+use utoipa::ToSchema;
 
 use super::{Control, ControlError, During as _};
 
@@ -54,6 +55,10 @@ pub enum Kind {
     Purge,
     /// [`super::portable`]
     Import,
+    /// [`super::role_password`]
+    RolePassword,
+    /// [`super::relocate`]
+    Move,
 }
 
 const KINDS: &[Kind] = &[
@@ -67,6 +72,8 @@ const KINDS: &[Kind] = &[
     Kind::Undelete,
     Kind::Purge,
     Kind::Import,
+    Kind::RolePassword,
+    Kind::Move,
 ];
 
 impl Kind {
@@ -83,6 +90,8 @@ impl Kind {
             Self::Undelete => "tenant.undelete",
             Self::Purge => "tenant.purge",
             Self::Import => "tenant.import",
+            Self::RolePassword => "tenant.rotate_password",
+            Self::Move => "tenant.move",
         }
     }
 
@@ -98,7 +107,7 @@ impl Kind {
 
     /// Whether one that failed has left something that another run goes on with.
     const fn is_gone_on_with(self) -> bool {
-        matches!(self, Self::Create | Self::Migrate | Self::Undelete | Self::Purge)
+        matches!(self, Self::Create | Self::Migrate | Self::Undelete | Self::Purge | Self::RolePassword)
     }
 
     /// The kind of that name, if this program knows it.
@@ -147,7 +156,8 @@ impl Subject {
 }
 
 /// An operation as operators see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Operation)]
 pub struct Listed {
     /// Id.
     pub id: Uuid,
@@ -176,14 +186,17 @@ pub struct Listed {
 }
 
 /// An operation with all that is known of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = OperationDetailed)]
 pub struct Shown {
     /// As in a listing.
     #[serde(flatten)]
     pub listed: Listed,
     /// What was asked.
+    #[schema(value_type = Object)]
     pub input: Value,
     /// What came of it.
+    #[schema(value_type = Object, nullable)]
     pub result: Option<Value>,
     /// How many runners it had.
     pub runners: i64,
@@ -192,7 +205,8 @@ pub struct Shown {
 }
 
 /// A step of an operation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = OperationStep)]
 pub struct Step {
     /// Name.
     pub name: String,
@@ -388,6 +402,17 @@ impl Control {
             .await
             .during("listing operations")?;
         Ok(rows.iter().map(listed_of).collect())
+    }
+
+    /// The organisation that an operation is about, if it is about one that there is.
+    pub(crate) async fn organization_of(&self, id: Uuid) -> Result<Option<TenantId>, ControlError> {
+        let row = self
+            .master
+            .query_opt("select organization_id from operations where id = $1", &[&id])
+            .await
+            .during("reading the journal")?;
+        let row = row.ok_or_else(|| ControlError::Refused(format!("there is no operation {id}")))?;
+        Ok(row.get::<_, Option<Uuid>>(0).map(TenantId::from_uuid))
     }
 
     /// One operation.

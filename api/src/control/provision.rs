@@ -422,7 +422,7 @@ impl Control {
             )
             .await
             .during("activating the organisation")?;
-        Ok(())
+        self.figures_are_due(id).await
     }
 }
 

@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use gmah_shared::config::Postgres;
 use gmah_shared::pg::{self, Hosts, Transport};
+use gmah_shared::secret::MasterKey;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use tokio_postgres::Client;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Control, ControlError, During as _};
 
 /// A server, without its password.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = DatabaseServer)]
 pub struct Server {
     /// Id.
     #[serde(skip)]
@@ -361,29 +364,31 @@ impl Control {
 
     /// How to enter a server.
     pub(crate) async fn access(&self, id: Uuid) -> Result<Access, ControlError> {
-        let row = self
-            .master
-            .query_one(
-                "select name, host, port, tls, tls_ca, admin_user, admin_password from database_servers where id = $1",
-                &[&id],
-            )
-            .await
-            .during("reading the server")?;
-        let name: String = row.get("name");
-        let sealed: Option<Vec<u8>> = row.get("admin_password");
-        let password = sealed
-            .map(|s| self.settings.master_key.open_text(&format!("database_servers/{name}"), &s))
-            .transpose()?;
-        let port = u16::try_from(row.get::<_, i32>("port")).unwrap_or(0);
-        let pg = postgres(
-            row.get("host"),
-            port,
-            (row.get("tls"), row.get("tls_ca")),
-            row.get("admin_user"),
-            password,
-        )?;
-        Ok(Access { name, pg })
+        access(&self.master, &self.settings.master_key, id).await
     }
+}
+
+/// How to enter a server, by what the master has of it.
+pub(crate) async fn access(master: &Client, key: &MasterKey, id: Uuid) -> Result<Access, ControlError> {
+    let row = master
+        .query_one(
+            "select name, host, port, tls, tls_ca, admin_user, admin_password from database_servers where id = $1",
+            &[&id],
+        )
+        .await
+        .during("reading the server")?;
+    let name: String = row.get("name");
+    let sealed: Option<Vec<u8>> = row.get("admin_password");
+    let password = sealed.map(|s| key.open_text(&format!("database_servers/{name}"), &s)).transpose()?;
+    let port = u16::try_from(row.get::<_, i32>("port")).unwrap_or(0);
+    let pg = postgres(
+        row.get("host"),
+        port,
+        (row.get("tls"), row.get("tls_ca")),
+        row.get("admin_user"),
+        password,
+    )?;
+    Ok(Access { name, pg })
 }
 
 /// Refuses a server on which the role may not make databases, and makes what all organisations' roles have in common.

@@ -48,6 +48,15 @@ impl Control {
         if !self.try_hold(&Subject::Fleet("worker".into())).await? {
             return Ok(());
         }
+        for operation in self.operations(None, true, 100).await? {
+            // What an administrator began over HTTP at a node that has ended: nobody sits before a terminal to go on with it.
+            if operation.abandoned && operation.actor.starts_with("admin:") {
+                tracing::info!(operation = %operation.id, kind = operation.kind, "goes on with what was left");
+                if let Err(e) = self.resume_operation(operation.id).await {
+                    tracing::warn!(operation = %operation.id, error = %e, "not gone on with");
+                }
+            }
+        }
         for id in self.due_for_purge().await? {
             if let Err(e) = self.purge(id).await {
                 tracing::warn!(tenant = %id, error = %e, "not destroyed yet");
@@ -136,8 +145,8 @@ impl Control {
             .await
             .during(what)?;
         let Some(row) = row else { return Ok(()) };
-        let (server, database): (Uuid, String) = (row.get(0), row.get(1));
-        let access = self.access(server).await?;
+        let (on, database): (Uuid, String) = (row.get(0), row.get(1));
+        let access = self.access(on).await?;
         let server = access.connect("postgres").await?;
         hold_on_server(&server, id).await?;
         fence::clear(&access, &server, &database).await?;
@@ -146,6 +155,10 @@ impl Control {
             .execute("delete from organization_placements where id = $1", &[&kept])
             .await
             .during(what)?;
+        // The last that it had on a server which it has left.
+        if !self.keeps_on(id, on).await? {
+            remove::drop_role(&server, &self.role_of(id).await?.1, id).await?;
+        }
         Ok(())
     }
 

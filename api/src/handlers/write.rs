@@ -110,7 +110,8 @@ impl Work<'_, '_> {
     pub async fn rights_now(&mut self) -> Result<Rights, ApiError> {
         users::lock_administrators(self).await?;
         let own = match self.caller {
-            Caller::Session(id) => sessions::rights(self, id).await?,
+            // What support may not do at all was refused before.
+            Caller::Session(id) | Caller::Support { id, .. } => sessions::rights(self, id).await?,
             Caller::Key { id, .. } => api_keys::rights(self, id).await?,
         };
         let own = own.ok_or(ApiError::Unauthenticated)?;

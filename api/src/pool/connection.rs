@@ -8,7 +8,7 @@ use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
 use gmah_shared::pg::Transport;
 use gmah_shared::tasks;
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_postgres::NoTls;
@@ -118,7 +118,7 @@ const MARGIN: Duration = Duration::from_millis(50);
 /// `ended` hears how it went.
 pub(super) fn open_in(
     slot: Slot<Connection>,
-    detail: TenantDetail,
+    detail: Arc<TenantDetail>,
     config: Arc<PoolConfig>,
     ended: impl FnOnce(&Result<(), ConnectError>) + Send + 'static,
 ) -> oneshot::Receiver<Result<Held<Connection>, ConnectError>> {
@@ -194,9 +194,27 @@ async fn open_at(
     port: u16,
 ) -> Result<Connection, ConnectError> {
     let p = &detail.placement;
+    match open_with(detail, config, slot.clone(), (host, port), &p.password).await {
+        // It is being exchanged, and the server has the other one by now.
+        Err(e) if e.failure() == Failure::Authentication => match &p.next_password {
+            Some(next) => open_with(detail, config, slot, (host, port), next).await,
+            None => Err(e),
+        },
+        other => other,
+    }
+}
+
+async fn open_with(
+    detail: &TenantDetail,
+    config: &PoolConfig,
+    slot: Arc<Slot<Connection>>,
+    (host, port): (&str, u16),
+    password: &SecretString,
+) -> Result<Connection, ConnectError> {
+    let p = &detail.placement;
     let mut pg = tokio_postgres::Config::new();
     pg.user(&p.role)
-        .password(p.password.expose_secret())
+        .password(password.expose_secret())
         .dbname(&p.database)
         .application_name("gmah api")
         .options(format!(

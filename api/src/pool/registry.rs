@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
 use gmah_shared::tasks;
@@ -51,7 +52,8 @@ const REST: Duration = Duration::from_secs(1);
 struct TenantPool {
     id: PoolId,
     generation: Generation,
-    detail: TenantDetail,
+    /// As it was when the pool was opened, but for passwords, which are exchanged while connections stay.
+    detail: ArcSwap<TenantDetail>,
     server: Arc<Server>,
     breaker: Breaker,
     /// Milliseconds after the registry's start.
@@ -103,7 +105,7 @@ impl Drop for Lease {
         let Some(held) = self.held.take() else { return };
         if self.busy {
             let connection = held.take_lost();
-            let transport = self.pool.detail.placement.transport.clone();
+            let transport = self.pool.detail.load().placement.transport.clone();
             tasks::detach("tenant-cancel", cancel_and_close(connection, transport));
         }
     }
@@ -211,15 +213,22 @@ impl Registry {
             pool.breaker.gave_up(now);
             return Err(PoolError::Resting(why));
         }
-        let (this, owner) = (self.clone(), pool.clone());
-        let opened =
-            open_in(slot, pool.detail.clone(), self.0.config.clone(), move |outcome| match outcome {
-                Ok(()) => {
-                    owner.breaker.succeeded();
-                    owner.server.breaker.succeeded();
-                }
-                Err(e) => this.note(&owner, e.failure()),
-            });
+        let (this, owner, detail) = (self.clone(), pool.clone(), pool.detail.load_full());
+        let opened = open_in(slot, detail.clone(), self.0.config.clone(), move |outcome| match outcome {
+            Ok(()) => {
+                owner.breaker.succeeded();
+                owner.server.breaker.succeeded();
+            }
+            // A password that was exchanged meanwhile says nothing of the one that is there now.
+            Err(e)
+                if e.failure() == Failure::Authentication
+                    && !Arc::ptr_eq(&detail, &owner.detail.load_full()) =>
+            {
+                owner.breaker.gave_up(Instant::now());
+                owner.server.breaker.succeeded();
+            }
+            Err(e) => this.note(&owner, e.failure()),
+        });
         match opened.await {
             Ok(Ok(held)) => Ok(Lease {
                 held: Some(held),
@@ -230,12 +239,12 @@ impl Registry {
             }),
             Ok(Err(e)) => match e.failure() {
                 // At a copy that is behind, an organisation's database may be there before its identity is.
-                Failure::WrongDatabase if pool.detail.placement.is_replica && e.has_no_identity() => {
+                Failure::WrongDatabase if pool.detail.load().placement.is_replica && e.has_no_identity() => {
                     Err(PoolError::Connect(e))
                 }
                 Failure::WrongDatabase => {
                     self.0.metrics.identity_mismatches.inc();
-                    tracing::error!(tenant.slug = %pool.detail.tenant.slug, error = %e,
+                    tracing::error!(tenant.slug = %pool.detail.load().tenant.slug, error = %e,
                         "database is not this organisation's: nothing is served from it");
                     Err(PoolError::WrongDatabase)
                 }
@@ -249,17 +258,18 @@ impl Registry {
     /// Tells the breakers of a failure.
     fn note(&self, pool: &TenantPool, why: Failure) {
         // The tenant, however often its pool was opened.
-        let (now, party) = (Instant::now(), pool.detail.tenant.id.as_uuid().as_u64_pair().1);
+        let detail = pool.detail.load();
+        let (now, party) = (Instant::now(), detail.tenant.id.as_uuid().as_u64_pair().1);
         if pool.breaker.failed(now, party, why) {
             self.0.metrics.breaker_opened("tenant", why);
-            tracing::warn!(tenant.slug = %pool.detail.tenant.slug, reason = why.as_str(), "tenant's breaker opens");
+            tracing::warn!(tenant.slug = %detail.tenant.slug, reason = why.as_str(), "tenant's breaker opens");
         }
         let server = &pool.server;
         if !why.is_servers() {
             server.breaker.succeeded();
         } else if server.breaker.failed(now, party, why) {
             self.0.metrics.breaker_opened("server", why);
-            tracing::error!(server = %pool.detail.placement.server, reason = why.as_str(), "server's breaker opens");
+            tracing::error!(server = %detail.placement.server, reason = why.as_str(), "server's breaker opens");
         }
     }
 
@@ -277,7 +287,7 @@ impl Registry {
         let mut gauges = PoolGauges::default();
         for pool in self.pools().values() {
             let count = pool.server.budget.count(pool.id);
-            let sum = gauges.connections.entry(pool.detail.tenant.slug.to_string()).or_default();
+            let sum = gauges.connections.entry(pool.detail.load().tenant.slug.to_string()).or_default();
             sum.0 += count.idle;
             sum.1 += count.all - count.idle.min(count.all);
             gauges.breaker("tenant", pool.breaker.standing());
@@ -354,9 +364,17 @@ impl Registry {
                 return Err(PoolError::Superseded(held.generation));
             }
             // The caller's row may be a little older than the pool's, within a generation: the pool stays.
-            let is_current = held.detail.placement.is_same(&detail.placement)
-                || held.detail.tenant.revision > detail.tenant.revision;
+            let known = held.detail.load();
+            let is_current = known.placement.is_same_place(&detail.placement)
+                || known.tenant.revision > detail.tenant.revision;
             if held.generation == generation && is_current {
+                let is_news = known.tenant.revision < detail.tenant.revision
+                    && !known.placement.has_same_passwords(&detail.placement);
+                if is_news {
+                    // Who is connected stays so; who was refused may try again.
+                    held.detail.store(Arc::new(detail.clone()));
+                    held.breaker.succeeded();
+                }
                 return Ok(held.clone());
             }
         }
@@ -365,7 +383,7 @@ impl Registry {
         let opened = Arc::new(TenantPool {
             id: server.budget.open_pool(config.max_per_tenant.get(), config.max_waiting.get()),
             generation,
-            detail: detail.clone(),
+            detail: ArcSwap::from_pointee(detail.clone()),
             server,
             breaker: Breaker::new(1, *config.retry_after_error, *config.max_retry_after_error),
             last_used: AtomicU64::new(self.0.now_ms()),

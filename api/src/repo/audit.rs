@@ -7,8 +7,8 @@ use tokio_postgres::Row;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::auth::Session;
 use crate::auth::client::Client;
+use crate::auth::{Caller, Session};
 use crate::context::TenantContext;
 use crate::db::{DbError, Query};
 
@@ -27,12 +27,22 @@ pub struct By {
     actor: Actor,
     request_id: String,
     address: Option<String>,
+    impersonator: Option<String>,
 }
 
 impl By {
     /// A logged-in user.
     pub fn of(session: &Session) -> Self {
-        Self::new(session.actor(), &session.ctx, &session.client)
+        let by = Self::new(session.actor(), &session.ctx, &session.client);
+        match &session.caller {
+            Caller::Support { by: support, .. } => by.impersonated_by(support),
+            Caller::Session(_) | Caller::Key { .. } => by,
+        }
+    }
+
+    /// The same, where it is somebody else who acts in that name.
+    pub fn impersonated_by(self, support: &str) -> Self {
+        Self { impersonator: Some(support.to_owned()), ..self }
     }
 
     /// Somebody, in a request.
@@ -41,6 +51,7 @@ impl By {
             actor,
             request_id: ctx.request_id().to_owned(),
             address: client.address.map(|a| a.to_string()),
+            impersonator: None,
         }
     }
 }
@@ -56,6 +67,7 @@ pub fn log(ctx: &TenantContext, by: &By, action: &str, entity_id: Option<&str>) 
         entity_id,
         request_id = by.request_id,
         address = by.address,
+        impersonator = by.impersonator,
         "done"
     );
 }
@@ -127,6 +139,7 @@ pub async fn insert(
             &some(after),
             &by.request_id,
             &by.address,
+            &by.impersonator,
         ],
     )
     .await

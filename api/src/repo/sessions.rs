@@ -41,6 +41,8 @@ pub struct Listed {
     pub address: Option<String>,
     /// With what.
     pub user_agent: Option<String>,
+    /// Whose of the platform it is, if it is not the user's own.
+    pub impersonator: Option<String>,
     /// RFC 3339, UTC.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -85,6 +87,27 @@ pub async fn insert(
     Ok((made == 1).then_some(id))
 }
 
+/// Begins a session of the platform's support, in the name of a user or of the first administrator; answers whose name that
+/// is, and none when there is none such. Its other token is known to nobody.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn impersonate(
+    tx: &mut impl Query,
+    user: Option<&str>,
+    (access, unknown): (&Bearer, &Bearer),
+    origin: &Origin,
+    generation: Generation,
+    by: &str,
+) -> Result<Option<(Uuid, Uuid, String)>, DbError> {
+    let id = Uuid::now_v7();
+    let (address, agent) = (&origin.address, &origin.user_agent);
+    let rows = tx
+        .query(IMPERSONATE, &[&user, &id, &access.hash, &unknown.hash, &address, &agent, &generation.0, &by])
+        .await?;
+    Ok(rows.first().map(|r| (id, r.get("id"), r.get("email"))))
+}
+
 /// What the user of a session may do right now; none when it is over.
 ///
 /// # Errors
@@ -93,7 +116,7 @@ pub async fn rights(db: &mut impl Query, id: Uuid) -> Result<Option<Rights>, DbE
     Ok(db.query(RIGHTS, &[&id]).await?.first().map(|r| Rights::new(r.get(0))))
 }
 
-/// The session and user of an access token; `since` is the generation from which on sessions count.
+/// The session and user of an access token, and who it is that acts in the name of that user, if it is somebody else; `since` is the generation from which on sessions count.
 ///
 /// # Errors
 /// [`DbError`].
@@ -101,9 +124,9 @@ pub async fn by_access_hash(
     db: &mut impl Query,
     hash: &[u8],
     since: Generation,
-) -> Result<Option<(Uuid, User)>, DbError> {
+) -> Result<Option<(Uuid, User, Option<String>)>, DbError> {
     let rows = db.query(BY_ACCESS_HASH, &[&hash, &since.0]).await?;
-    Ok(rows.first().map(|r| (r.get("session_id"), user(r))))
+    Ok(rows.first().map(|r| (r.get("session_id"), user(r), r.get("impersonator"))))
 }
 
 /// Exchanges a refresh token for new tokens of the same session, which is answered; none when it is unknown, used or expired. One that
@@ -154,6 +177,7 @@ pub async fn list(
                 current: id == current,
                 address: r.get("address"),
                 user_agent: r.get("user_agent"),
+                impersonator: r.get("impersonator"),
                 created_at: r.get("created_at"),
                 used_at: r.get("used_at"),
             }
@@ -186,6 +210,7 @@ pub async fn delete_expired(db: &mut impl Query) -> Result<u64, DbError> {
 }
 
 pub(super) const INSERT: &str = include_str!("sql/sessions/insert.sql");
+pub(super) const IMPERSONATE: &str = include_str!("sql/sessions/impersonate.sql");
 pub(super) const BY_ACCESS_HASH: &str = include_str!("sql/sessions/by_access_hash.sql");
 pub(super) const ROTATE: &str = include_str!("sql/sessions/rotate.sql");
 pub(super) const END_REUSED: &str = include_str!("sql/sessions/end_reused.sql");

@@ -100,7 +100,7 @@ impl std::fmt::Debug for Route {
 
 impl Route {
     /// A route for users.
-    pub(super) const fn new(
+    pub(crate) const fn new(
         method: &'static str,
         path: &'static str,
         summary: &'static str,
@@ -128,93 +128,104 @@ impl Route {
     }
 
     /// Needs no login.
-    pub(super) const fn open(mut self) -> Self {
+    pub(crate) const fn open(mut self) -> Self {
         self.access = Access::Tenant;
         self
     }
 
     /// Reads and does nothing else.
-    pub(super) const fn reads(mut self) -> Self {
+    pub(crate) const fn reads(mut self) -> Self {
         self.reads_only = true;
         self
     }
 
     /// Needs a person, who logged in.
-    pub(super) const fn personal(mut self) -> Self {
+    pub(crate) const fn personal(mut self) -> Self {
         self.is_personal = true;
         self
     }
 
     /// Belongs to a module.
-    pub(super) const fn of(mut self, module: &'static str) -> Self {
+    pub(crate) const fn of(mut self, module: &'static str) -> Self {
         self.module = Some(module);
         self
     }
 
     /// Needs a permission.
-    pub(super) const fn may(mut self, permission: &'static str) -> Self {
+    pub(crate) const fn may(mut self, permission: &'static str) -> Self {
         self.permission = Some(permission);
         self
     }
 
     /// Takes a JSON object.
-    pub(super) const fn takes<T: ToSchema>(mut self) -> Self {
+    pub(crate) const fn takes<T: ToSchema>(mut self) -> Self {
         self.takes = Some(described::<T>);
         self
     }
 
     /// Takes a file of a media type.
-    pub(super) const fn takes_file(mut self, media_type: &'static str) -> Self {
+    pub(crate) const fn takes_file(mut self, media_type: &'static str) -> Self {
         self.takes_file = Some(media_type);
         self
     }
 
     /// May take as long as a body takes to come in.
-    pub(super) const fn slow(mut self) -> Self {
+    pub(crate) const fn slow(mut self) -> Self {
         self.is_slow = true;
         self
     }
 
     /// Answers 200 with an object.
-    pub(super) const fn shows<T: ToSchema>(mut self) -> Self {
+    pub(crate) const fn shows<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::One(200, described::<T>);
         self
     }
 
     /// Answers 201 with an object.
-    pub(super) const fn creates<T: ToSchema>(mut self) -> Self {
+    pub(crate) const fn creates<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::One(201, described::<T>);
         self
     }
 
+    /// Answers 202 with what is begun.
+    pub(crate) const fn begins<T: ToSchema>(mut self) -> Self {
+        self.answers = Answers::One(202, described::<T>);
+        self
+    }
+
     /// Answers 200 with a page.
-    pub(super) const fn lists<T: ToSchema>(mut self) -> Self {
+    pub(crate) const fn lists<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::List(described::<T>);
         self
     }
 
     /// Answers 200 with all there are, which are few.
-    pub(super) const fn lists_all<T: ToSchema>(mut self) -> Self {
+    pub(crate) const fn lists_all<T: ToSchema>(mut self) -> Self {
         self.answers = Answers::All(described::<T>);
         self
     }
 
     /// Answers 202.
-    pub(super) const fn accepts(mut self) -> Self {
+    pub(crate) const fn accepts(mut self) -> Self {
         self.answers = Answers::Later;
         self
     }
 
     /// Answers 200 with something else.
-    pub(super) const fn gives(mut self, media_type: &'static str) -> Self {
+    pub(crate) const fn gives(mut self, media_type: &'static str) -> Self {
         self.answers = Answers::Other(media_type);
         self
     }
 
     /// Takes these parameters in its query.
-    pub(super) const fn asks(mut self, query: &'static [Parameter]) -> Self {
+    pub(crate) const fn asks(mut self, query: &'static [Parameter]) -> Self {
         self.query = query;
         self
+    }
+
+    /// Whether it takes a JSON body.
+    pub fn takes_body(&self) -> bool {
+        self.takes.is_some()
     }
 
     /// Whether it changes something.

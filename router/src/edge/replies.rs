@@ -135,11 +135,15 @@ impl Edge {
         let status = ctx.status;
         let (edge, series, pool) = (self.clone(), ctx.series.clone(), ctx.pool.clone());
         let (took, received) = (ctx.began.elapsed(), ctx.bytes_in);
+        let tenant = ctx.route.as_ref().map(|route| route.tenant.id);
         let wanted = self.access.as_ref().filter(|log| log.wants(status));
         let text = wanted.and_then(|_| access::Written::of(&line(request, ctx, status, took, sent)));
         LastWords(Box::new(move || {
             let series = series.unwrap_or_else(|| edge.metrics.tenants.unknown());
             series.request(status, took, received, sent);
+            if let Some(tenant) = tenant {
+                edge.usage.request(tenant, received, sent);
+            }
             if let Some(pool) = pool {
                 pool.seconds.observe(took.as_secs_f64());
             }

@@ -3,7 +3,7 @@ select o.id, o.slug, o.status, o.generation, o.revision, o.name, o.plan, o.setti
        coalesce((o.limits ->> 'members')::bigint, p.max_members::bigint) as max_members,
        coalesce((o.limits ->> 'users')::bigint, p.max_users::bigint) as max_users,
        coalesce((o.limits ->> 'storage_bytes')::bigint, p.max_storage_bytes) as max_storage_bytes,
-       o.sessions_since, o.database_name, o.role_name, o.role_password, o.placement,
+       o.sessions_since, o.database_name, o.role_name, o.role_password, o.role_password_next, o.placement,
        s.name as server, s.host, s.port, s.tls, s.tls_ca,
        r.name as replica, r.host as replica_host, r.port as replica_port, r.tls as replica_tls, r.tls_ca as replica_tls_ca,
        array(select f.module from organization_features f

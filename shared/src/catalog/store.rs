@@ -321,7 +321,10 @@ fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
 
 fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
     let tenant = tenant(row)?;
-    let password = key.open_text(&format!("organizations/{}/role", tenant.id), row.get("role_password"))?;
+    let context = format!("organizations/{}/role", tenant.id);
+    let password = key.open_text(&context, row.get("role_password"))?;
+    let next: Option<&[u8]> = row.get("role_password_next");
+    let next_password = next.map(|sealed| key.open_text(&context, sealed)).transpose()?;
     let sealed: Vec<Vec<u8>> = row.get("data_keys");
     let data_keys = (!sealed.is_empty()).then(|| DataKeys::unwrap(key, tenant.id, &sealed)).transpose()?;
     let server = server(row, "")?.ok_or_else(|| StoreError::Row(format!("{}: no server", tenant.slug)))?;
@@ -344,6 +347,7 @@ fn detail(row: &Row, key: &MasterKey) -> Result<TenantDetail, StoreError> {
             database: row.get("database_name"),
             role: row.get("role_name"),
             password,
+            next_password,
             number: row.get("placement"),
             is_replica: false,
         },

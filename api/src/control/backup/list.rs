@@ -7,6 +7,7 @@ use object_store::path::Path;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::vault::Vault;
@@ -14,7 +15,8 @@ use super::{Manifest, dump_path, file_path, manifest_path};
 use crate::control::{Control, ControlError, During as _};
 
 /// A backup as operators see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Backup)]
 pub struct Listed {
     /// Id.
     pub id: Uuid,

@@ -9,6 +9,8 @@
 //! `load` is all of: an empty database, the dump, the comparison with the manifest, this program's migrations, the identity
 //! row, and the end of what must not come back (sessions, links, letters).
 
+use bytes::Bytes;
+use futures::Stream;
 use gmah_shared::migrate;
 use gmah_shared::pg::quote_identifier;
 use gmah_shared::tenant::{TenantId, TenantSlug, TenantStatus};
@@ -17,9 +19,10 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::{Manifest, contents, dump_path, file_path, hex};
+use super::contents::{self, Contents};
+use super::{Manifest, dump_path, file_path, hex};
 use crate::control::operations::{Again, Ask, Kind, Operation, Subject};
-use crate::control::provision::hold_on_server;
+use crate::control::provision::{ensure_role, hold_on_server};
 use crate::control::remove::drop_database;
 use crate::control::servers::Access;
 use crate::control::tenants::Summary;
@@ -71,19 +74,31 @@ pub struct Restored {
 
 /// Where to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Plan {
-    server: Uuid,
-    database: String,
-    placement: i32,
+pub(crate) struct Plan {
+    pub(crate) server: Uuid,
+    pub(crate) database: String,
+    pub(crate) placement: i32,
     /// What is used until then.
-    before: Before,
+    pub(crate) before: Before,
+}
+
+impl Plan {
+    /// From where an organisation is now.
+    pub(crate) fn new(tenant: &Summary, server: Uuid, database: String, placement: i32) -> Self {
+        let before = Before {
+            server: tenant.server_id,
+            database: tenant.database.clone(),
+            placement: tenant.placement,
+        };
+        Self { server, database, placement, before }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Before {
-    server: Uuid,
-    database: String,
-    placement: i32,
+pub(crate) struct Before {
+    pub(crate) server: Uuid,
+    pub(crate) database: String,
+    pub(crate) placement: i32,
 }
 
 impl Control {
@@ -152,7 +167,7 @@ impl Control {
         operation.step(&self.master, "load", load).await?;
         let files: usize =
             operation.step(&self.master, "files", self.bring_files(tenant.id, manifest)).await?;
-        self.take_over(tenant.id, &plan, &server, operation).await?;
+        self.take_over(tenant.id, &plan, &server, operation, true).await?;
         // What somebody removed while it was still the other database's.
         let db = access.connect(&plan.database).await?;
         let missing = self.bring_missing(&db, tenant.id);
@@ -215,13 +230,15 @@ impl Control {
         let server = access.connect("postgres").await?;
         hold_on_server(&server, tenant.id).await?;
         let open = async {
+            // On a server that the organisation has left since it may be shut out.
+            ensure_role(&server, &self.reserved_of(tenant.id).await?).await?;
             fence::open(&access, &server, &plan.database, tenant.id, plan.placement).await?;
             let mut db = access.connect(&plan.database).await?;
             settle(&mut db, tenant.id, plan.placement, &tenant.modules, false).await?;
             self.bring_missing(&db, tenant.id).await
         };
         let files: usize = operation.step(&self.master, "open", open).await?;
-        self.take_over(tenant.id, &plan, &server, operation).await?;
+        self.take_over(tenant.id, &plan, &server, operation, true).await?;
         Ok(Restored {
             slug: tenant.slug.clone(),
             backup_id: None,
@@ -248,8 +265,8 @@ impl Control {
         })
     }
 
-    /// Where the organisation goes, and from where: a number that it never had, and a name that nobody has.
-    async fn plan(&self, tenant: &Summary, to: Option<(Uuid, String)>) -> Result<Plan, ControlError> {
+    /// A number that the organisation never had.
+    pub(crate) async fn next_placement(&self, tenant: &Summary) -> Result<i32, ControlError> {
         let highest: i32 = self
             .master
             .query_one(
@@ -260,26 +277,27 @@ impl Control {
             .await
             .during("reading the placements")?
             .get(0);
-        let placement = highest + 1;
+        Ok(highest + 1)
+    }
+
+    /// Where the organisation goes, and from where: a number that it never had, and a name that nobody has.
+    async fn plan(&self, tenant: &Summary, to: Option<(Uuid, String)>) -> Result<Plan, ControlError> {
+        let placement = self.next_placement(tenant).await?;
         let slug = TenantSlug::parse(&tenant.slug)
             .map_err(|e| ControlError::Foreign(format!("slug {} in the master: {e}", tenant.slug)))?;
         let (server, database) =
             to.unwrap_or_else(|| (tenant.server_id, slug.later_database_name(tenant.id, placement)));
-        let before = Before {
-            server: tenant.server_id,
-            database: tenant.database.clone(),
-            placement: tenant.placement,
-        };
-        Ok(Plan { server, database, placement, before })
+        Ok(Plan::new(tenant, server, database, placement))
     }
 
-    /// Shuts the database before, and lets everybody use the other one.
-    async fn take_over(
+    /// Shuts the database before, and lets everybody use the other one. Logins of the one before may be no logins of the other.
+    pub(crate) async fn take_over(
         &mut self,
         id: TenantId,
         plan: &Plan,
         held: &Client,
         operation: &mut Operation,
+        ends_sessions: bool,
     ) -> Result<(), ControlError> {
         let before = self.access(plan.before.server).await?;
         let other = match plan.before.server == plan.server {
@@ -299,9 +317,16 @@ impl Control {
         let changed = tx
             .execute(
                 "update organizations set server_id = $2, database_name = $3, placement = $4,
-                     sessions_since = generation + 1
+                     sessions_since = case when $6 then generation + 1 else sessions_since end
                  where id = $1 and placement = $5",
-                &[&id.as_uuid(), &plan.server, &plan.database, &plan.placement, &plan.before.placement],
+                &[
+                    &id.as_uuid(),
+                    &plan.server,
+                    &plan.database,
+                    &plan.placement,
+                    &plan.before.placement,
+                    &ends_sessions,
+                ],
             )
             .await
             .during(what)?;
@@ -362,17 +387,18 @@ impl Control {
         let Err(cause) = made else { return made };
         let back = async {
             operation.forget(&self.master, "plan").await?;
-            self.go_back(operation.id()).await
+            self.go_back(operation.id()).await.map(drop)
         };
         ControlError::after_undoing(cause, back.await)
     }
 
     /// Gives up a restore that did not come to its switch: the database before is as it was.
     pub(crate) async fn cancel_restore(&mut self, operation: Uuid) -> Result<(), ControlError> {
-        self.go_back(operation).await
+        self.go_back(operation).await.map(drop)
     }
 
-    async fn go_back(&self, operation: Uuid) -> Result<(), ControlError> {
+    /// Opens the database before and puts the other one away; answers the plan, if there was one.
+    pub(crate) async fn go_back(&self, operation: Uuid) -> Result<Option<Plan>, ControlError> {
         let what = "reading the plan";
         let row = self
             .master
@@ -385,7 +411,7 @@ impl Control {
             .await
             .during(what)?;
         // Nothing was made without a plan.
-        let Some(row) = row else { return Ok(()) };
+        let Some(row) = row else { return Ok(None) };
         let (kind, id): (String, Uuid) = (row.get(0), row.get(1));
         let id = TenantId::from_uuid(id);
         let plan: Plan = serde_json::from_value(row.get(2))
@@ -410,12 +436,12 @@ impl Control {
             true => server,
             false => access.connect("postgres").await?,
         };
-        if kind == Kind::Restore.as_str() {
-            drop_database(&server, &plan.database, id).await?;
-        } else {
+        if kind == Kind::Undo.as_str() {
             fence::shut(&access, &server, &plan.database).await?;
+        } else {
+            drop_database(&server, &plan.database, id).await?;
         }
-        Ok(())
+        Ok(Some(plan))
     }
 
     /// Makes a database out of a backup, which nobody enters but this command. One that a killed run left is made anew.
@@ -426,6 +452,22 @@ impl Control {
         database: &str,
         owner: &(TenantId, String),
         manifest: &Manifest,
+    ) -> Result<(), ControlError> {
+        let path = dump_path(manifest.organization, manifest.id);
+        let dump = self.vault()?.get(&path, Some(manifest.dump.clone())).await?;
+        let name = format!("backup {}", manifest.id);
+        self.fill(access, server, database, owner, dump, (&manifest.tables, &name)).await
+    }
+
+    /// The same, out of a dump that comes from wherever, and must turn out to be what is expected of it.
+    pub(crate) async fn fill(
+        &self,
+        access: &Access,
+        server: &Client,
+        database: &str,
+        owner: &(TenantId, String),
+        dump: impl Stream<Item = Result<Bytes, ControlError>>,
+        (expected, name): (&Contents, &str),
     ) -> Result<(), ControlError> {
         let what = "creating the database";
         drop_database(server, database, owner.0).await?;
@@ -443,15 +485,13 @@ impl Control {
             .during(what)?;
         // What a dump grants to these it grants by name.
         server.batch_execute(GROUPS).await.during(what)?;
-        let path = dump_path(manifest.organization, manifest.id);
-        let dump = self.vault()?.get(&path, Some(manifest.dump.clone())).await?;
         self.programs()?.restore(access, database, dump).await?;
         let mut db = access.connect(database).await?;
         let tx = db.transaction().await.during("counting what was restored")?;
         let found = contents::of(&tx).await?;
         tx.rollback().await.during("counting what was restored")?;
-        if let Some(difference) = contents::difference(&manifest.tables, &found) {
-            return Err(ControlError::Foreign(format!("backup {}: {difference}", manifest.id)));
+        if let Some(difference) = contents::difference(expected, &found) {
+            return Err(ControlError::Foreign(format!("{name}: {difference}")));
         }
         // Owners are not part of a dump, and in a new database the schema belongs to the organisation's role.
         db.batch_execute(

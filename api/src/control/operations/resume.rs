@@ -10,6 +10,7 @@ use crate::control::delete::Deletion;
 use crate::control::fleet::Fleet;
 use crate::control::portable::NewFromExport;
 use crate::control::provision::NewTenant;
+use crate::control::relocate;
 use crate::control::{Control, ControlError, During as _, parse_slug};
 
 /// What came of going on.
@@ -58,6 +59,11 @@ impl Control {
                 let order = Deletion { grace, backup: input["backup"].as_bool().unwrap_or(true) };
                 self.delete_of(&tenant(&input["slug"])?, order, resume).await?;
             }
+            Kind::Move => {
+                let server = relocate::server_of_journal(input).to_owned();
+                self.move_of(&tenant(&input["slug"])?, &server, resume).await?;
+            }
+            Kind::RolePassword => drop(self.rotate_role_password_of(&tenant(&input["slug"])?, resume).await?),
             Kind::Undelete => drop(self.undelete_of(&tenant(&input["slug"])?, resume).await?),
             Kind::Purge => {
                 let id = input["id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
@@ -104,7 +110,8 @@ impl Control {
             Kind::Backup => self.cancel_backup(id).await,
             Kind::Restore | Kind::Undo => self.cancel_restore(id).await,
             Kind::Delete => self.cancel_deletion(id).await,
-            Kind::Undelete | Kind::Purge => Err(ControlError::Refused(format!(
+            Kind::Move => self.move_back(id).await,
+            Kind::Undelete | Kind::Purge | Kind::RolePassword => Err(ControlError::Refused(format!(
                 "{} cannot be given up half-way: gmah operation resume {id}",
                 kind.as_str()
             ))),
