@@ -5,9 +5,11 @@
 //! worth nothing on an organisation's host, and an organisation's is worth nothing here.
 
 mod estate;
+mod names;
 mod organizations;
 pub mod routes;
 mod session;
+mod support;
 mod work;
 
 use std::borrow::Cow;

@@ -3,8 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::harness::Dev;
 use crate::harness::dev::{BINARY, text};
+use crate::harness::{Dev, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_clear_and_create_nothing() {
@@ -253,4 +253,38 @@ async fn t19_a_slug_used_again() {
     assert_eq!(new.status, 200);
     assert_ne!(new.json()["id"], old_id);
     assert_eq!(dev.get_as("nice", "/api/v1/auth/me", &old_token).await.status, 401);
+}
+
+/// Databases that are ready are taken by whoever is new, each by one, and nobody can tell by what is in them.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_are_ready_are_taken_once() {
+    let dev = Dev::start_with("[provision]\nready = 3\n").await;
+    let ready =
+        "select string_agg(oid::text, ',' order by oid) from pg_database where datname like 'gmah_ready_%'";
+    let count = || async { dev.value("postgres", ready).await };
+    let oids = eventually("ready", Duration::from_secs(30), count, |s| s.split(',').count() == 3).await;
+    let closed = "select count(*) from pg_database where datname like 'gmah_ready_%' and datallowconn";
+    assert_eq!(dev.value("postgres", closed).await, "0", "nobody enters them");
+    // Four at once: three have one, the fourth a copy.
+    let slugs = ["anna", "bela", "cleo", "dora"];
+    let passwords = futures::future::join_all(slugs.map(|slug| dev.create(slug))).await;
+    let mut taken = 0;
+    for (slug, password) in slugs.iter().zip(&passwords) {
+        let oid = dev
+            .value("postgres", &format!("select oid from pg_database where datname = 'gmah_org_{slug}'"))
+            .await;
+        taken += usize::from(oids.split(',').any(|o| o == oid));
+        let token = dev.login_as(slug, &format!("admin@{slug}.example"), password).await;
+        assert_eq!(dev.get_as(slug, "/api/v1/members", &token).await.status, 200);
+    }
+    assert!(taken >= 3, "{taken}");
+    // A killed run goes on with the one that it had taken.
+    for when in ["before", "after"] {
+        let slug = format!("killed-{when}");
+        let args = ["tenant", "create", "--slug", &slug, "--name", "k", "--admin-email", "a@k.example"];
+        assert!(crate::operations::killed_at(&dev, &format!("tenant.create/database/{when}"), &args).await);
+        assert!(dev.cli(&args).await.status.success());
+        assert_eq!(dev.get(&slug, "/api/v1/tenant").await.status, 200);
+    }
+    assert_eq!(dev.cli(&["doctor"]).await.status.code(), Some(0), "nothing is left over");
 }

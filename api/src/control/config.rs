@@ -1,12 +1,27 @@
 //! What the control plane needs of the configuration beside the shared settings.
 
-use gmah_shared::config::{ConfigError, ConfigFile};
+use gmah_shared::config::{ConfigError, ConfigFile, Within};
 use serde::Deserialize;
 
 use super::backup::config::Backups;
 use crate::config::{Files, Mail};
 
-/// `[mail]` and `[files]`, as the api has them, and `[backups]`.
+/// `[provision]`: how organisations are made.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Provision {
+    /// Databases that api nodes keep ready on each server, with the default modules: whoever is new need not wait for one to be
+    /// copied. Default none.
+    pub(crate) ready: Within<0, 1000>,
+}
+
+impl Default for Provision {
+    fn default() -> Self {
+        Self { ready: Within::new(0) }
+    }
+}
+
+/// `[mail]` and `[files]`, as the api has them, `[backups]` and `[provision]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct ControlConfig {
     /// Without it, nobody is sent a letter.
@@ -18,6 +33,9 @@ pub struct ControlConfig {
     /// Without it, there are no backups.
     #[serde(default)]
     pub(crate) backups: Option<Backups>,
+    /// How organisations are made.
+    #[serde(default)]
+    pub(crate) provision: Provision,
 }
 
 impl ControlConfig {

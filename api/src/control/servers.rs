@@ -34,6 +34,10 @@ pub struct Server {
     pub max_databases: i32,
     /// Organisations on it that are not deleted.
     pub organizations: i64,
+    /// Bytes of their databases, as they were found last.
+    pub database_bytes: i64,
+    /// Connections to them, as they were found last.
+    pub connections: i64,
     /// The server that it is a copy of, if it is one.
     pub replica_of: Option<String>,
 }
@@ -317,9 +321,16 @@ impl Control {
             .master
             .query(
                 "select s.id, s.name, s.host, s.port, s.tls, s.admin_user, s.max_databases,
-                     (select count(*) from organizations o where o.server_id = s.id and o.status <> 'deleted') as organizations,
+                     coalesce(o.organizations, 0) as organizations, coalesce(o.database_bytes, 0) as database_bytes,
+                     coalesce(o.connections, 0) as connections,
                      (select c.name from database_servers c where c.id = s.replica_of) as replica_of
-                 from database_servers s order by s.name limit 10000",
+                 from database_servers s
+                 left join (
+                     select o.server_id, count(*) as organizations, sum(f.database_bytes)::bigint as database_bytes,
+                         sum(f.connections)::bigint as connections
+                     from organizations o left join organization_figures f on f.organization_id = o.id
+                     where o.status <> 'deleted' group by o.server_id) o on o.server_id = s.id
+                 order by s.name limit 10000",
                 &[],
             )
             .await
@@ -335,12 +346,15 @@ impl Control {
                 admin_user: r.get("admin_user"),
                 max_databases: r.get("max_databases"),
                 organizations: r.get("organizations"),
+                database_bytes: r.get("database_bytes"),
+                connections: r.get("connections"),
                 replica_of: r.get("replica_of"),
             })
             .collect())
     }
 
-    /// The server for a new organisation: the named one, or the emptiest that has room.
+    /// The server for a new organisation: the named one, or of those that have room the emptiest, by its share of organisations;
+    /// of two that are as full the one with fewer bytes and then with fewer connections.
     pub(crate) async fn place(&self, name: Option<&str>) -> Result<Uuid, ControlError> {
         let mut servers = self.servers().await?;
         servers.retain(|s| s.replica_of.is_none());
@@ -357,7 +371,13 @@ impl Control {
         candidates
             .into_iter()
             .filter(|s| s.organizations < i64::from(s.max_databases))
-            .min_by_key(|s| s.organizations)
+            .min_by(|a, b| {
+                let full = |s: &Server| s.organizations as f64 / f64::from(s.max_databases);
+                full(a)
+                    .total_cmp(&full(b))
+                    .then(a.database_bytes.cmp(&b.database_bytes))
+                    .then(a.connections.cmp(&b.connections))
+            })
             .map(|s| s.id)
             .ok_or_else(|| ControlError::Refused("no server has room for another organisation".into()))
     }

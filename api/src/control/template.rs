@@ -65,6 +65,87 @@ async fn build(
     retry_in_use(server, &close).await.during("closing the template")
 }
 
+/// How databases begin that are ready for somebody who is not there yet, and have that schema.
+fn ready(sets: &[&MigrationSet]) -> String {
+    format!("{READY}{}_", migrate::fingerprint(sets))
+}
+
+/// How all of them begin.
+pub(super) const READY: &str = "gmah_ready_";
+
+/// Those of them that nobody has.
+const NOBODYS: &str = "select d.datname::text from pg_database d join pg_roles r on r.oid = d.datdba
+    where starts_with(d.datname, $1) and r.rolname = current_user order by d.oid limit 2000";
+
+/// Gives an organisation a database that is ready, if there is one: a moment's work in place of a copy.
+pub(super) async fn take_ready(
+    server: &Client,
+    sets: &[&MigrationSet],
+    database: &str,
+    owner: &str,
+) -> Result<bool, ControlError> {
+    let what = "taking a database that is ready";
+    let rows = server.query(NOBODYS, &[&ready(sets)]).await.during(what)?;
+    for row in &rows {
+        let name: String = row.get(0);
+        // One transaction: it is nobody's, or the organisation's under its own name.
+        let take = format!(
+            "begin; alter database {0} owner to {1}; alter database {0} rename to {2}; commit",
+            quote_identifier(&name),
+            quote_identifier(owner),
+            quote_identifier(database)
+        );
+        match server.batch_execute(&take).await {
+            Ok(()) => return Ok(true),
+            Err(e) => {
+                server.batch_execute("rollback").await.during(what)?;
+                // Somebody else was faster, or is at it; or it is just being made.
+                let code = e.code();
+                let is_race = [
+                    SqlState::UNDEFINED_DATABASE,
+                    SqlState::INVALID_CATALOG_NAME,
+                    SqlState::OBJECT_IN_USE,
+                    SqlState::INTERNAL_ERROR,
+                ];
+                if !code.is_some_and(|code| is_race.contains(code)) {
+                    return Err(e).during(what);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Makes databases ready until there are so many of that schema, and drops those of another one. Answers how many it made.
+pub(super) async fn refill(
+    access: &Access,
+    server: &Client,
+    sets: &[&MigrationSet],
+    wanted: usize,
+) -> Result<usize, ControlError> {
+    let what = "looking for databases that are ready";
+    let prefix = ready(sets);
+    let mut there = 0;
+    for row in server.query(NOBODYS, &[&READY]).await.during(what)? {
+        let name: String = row.get(0);
+        if name.starts_with(&prefix) && there < wanted {
+            there += 1;
+        } else {
+            let drop = format!("drop database if exists {}", quote_identifier(&name));
+            retry_in_use(server, &drop).await.during("dropping a database that nobody will need")?;
+        }
+    }
+    if there == wanted {
+        return Ok(0);
+    }
+    let template = ensure(access, server, sets).await?;
+    let me: String = server.query_one("select current_user::text", &[]).await.during(what)?.get(0);
+    for _ in there..wanted {
+        copy(server, &template, &format!("{prefix}{:016x}", rand::random::<u64>()), &me).await?;
+    }
+    Ok(wanted - there)
+}
+
 /// Creates a database for an organisation out of the template; nobody can enter until its rights are set.
 pub(super) async fn copy(
     server: &Client,

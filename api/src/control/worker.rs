@@ -11,20 +11,25 @@ use uuid::Uuid;
 use super::config::ControlConfig;
 use super::operations::{Subject, quiet};
 use super::provision::hold_on_server;
-use super::{Control, ControlError, During as _, fence, remove};
+use super::{Control, ControlError, During as _, fence, remove, template};
+use crate::modules;
 
 /// Between two rounds; a node that holds the work for long is waited for as long.
 const PAUSE: Duration = Duration::from_secs(60);
+/// Before the first: a node that has just started has other things to do.
+const FIRST: Duration = Duration::from_secs(5);
 /// Organisations that one round takes of each kind of work.
 const BATCH: i64 = 50;
 
 /// Works until it is told to stop. Whatever is under way then is dropped where it is, and gone on with by another round.
 pub async fn run(settings: Settings, config: ControlConfig, stop: CancellationToken) {
+    let mut pause = FIRST;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.8..1.2))) => {}
+            () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..1.2))) => {}
         }
+        pause = PAUSE;
         let round = async {
             let control = Control::open(settings.clone(), config.clone()).await?;
             control.working("worker").telling(quiet()).round().await
@@ -69,11 +74,18 @@ impl Control {
         }
         for server in self.servers().await?.iter().filter(|s| s.replica_of.is_none()) {
             let swept = async {
-                let admin = self.access(server.id).await?.connect("postgres").await?;
+                let access = self.access(server.id).await?;
+                let admin = access.connect("postgres").await?;
+                let sets = modules::migrations(&self.settings.default_modules);
+                let ready = self.config.provision.ready.get();
+                let made = template::refill(&access, &admin, &sets, ready).await?;
+                if made > 0 {
+                    tracing::info!(server = server.name, made, "databases made ready");
+                }
                 self.sweep_trials(&admin).await
             };
             if let Err(e) = swept.await {
-                tracing::warn!(server = server.name, error = %e, "databases of trials may be left");
+                tracing::warn!(server = server.name, error = %e, "databases of trials may be left, and none may be ready");
             }
         }
         let Some(backups) = self.config.backups.clone() else { return Ok(()) };

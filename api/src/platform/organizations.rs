@@ -1,6 +1,5 @@
 //! Organisations, as administrators of the platform see and change them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -9,30 +8,24 @@ use axum::extract::{Path, Query};
 use gmah_shared::hostname::Hostname;
 use gmah_shared::tenant::{TenantSlug, TenantStatus};
 use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::session::{Administrator, nobody};
-use super::work::{Begun, ask, begin, change, seen};
-use crate::auth::Bearer;
-use crate::context::TenantContext;
+use super::work::{Begun, ask, begin, change};
 use crate::control::admins::Role;
 use crate::control::backup::restore::Order;
 use crate::control::delete::Deletion;
-use crate::control::domains::Domain;
 use crate::control::edge::{EdgeSettings, Mode};
 use crate::control::figures::Detailed;
 use crate::control::provision::NewTenant;
 use crate::control::tenants::{Listing, Summary};
 use crate::control::{Control, ControlError, parse_slug};
-use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::handlers::{Body, List, Page, query};
 use crate::language::Language;
-use crate::repo::audit::{self, Actor, By};
-use crate::repo::sessions;
 use crate::routes::Parameter;
 
 /// Parameters of [`list`].
@@ -443,182 +436,4 @@ where
     let of = async move |control: &mut Control| Ok(Some(control.tenant(&name).await?.id));
     let begun = begin(admin, of, about, async move |control| work(control, slug).await).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)))
-}
-
-/// An organisation and something else of a path.
-fn pair(path: Result<Path<(String, String)>, PathRejection>) -> Result<(TenantSlug, String), ApiError> {
-    let Path((first, second)) = path.map_err(|_| ApiError::NotFound)?;
-    Ok((TenantSlug::parse(&first).map_err(|_| ApiError::NotFound)?, second))
-}
-
-/// 200; the module is on, with its tables.
-pub(super) async fn enable_module(
-    admin: Administrator,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<Json<Summary>, ApiError> {
-    let (slug, module) = pair(path)?;
-    let name = slug.clone();
-    let changed = change(&admin, &slug, async move |control| control.enable_modules(&name, &[module]).await);
-    Ok(Json(changed.await?))
-}
-
-/// 200; the module is off, and what is in its tables stays.
-pub(super) async fn disable_module(
-    admin: Administrator,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<Json<Summary>, ApiError> {
-    let (slug, module) = pair(path)?;
-    let name = slug.clone();
-    let changed = change(&admin, &slug, async move |control| control.disable_modules(&name, &[module]).await);
-    Ok(Json(changed.await?))
-}
-
-/// 200 with the names that it has or wants.
-pub(super) async fn domains(
-    admin: Administrator,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Json<List<Domain>>, ApiError> {
-    let slug = slug(path)?;
-    let found = ask(&admin, async move |control| {
-        control.tenant(&slug).await?;
-        control.domains_of(Some(&slug), None).await
-    });
-    Ok(Json(List::all(found.await?)))
-}
-
-/// Request of [`add_domain`].
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = DomainAdd)]
-pub(super) struct AddDomain {
-    #[schema(max_length = 253)]
-    hostname: String,
-}
-
-/// 201 with what its zone has to say.
-pub(super) async fn add_domain(
-    admin: Administrator,
-    path: Result<Path<String>, PathRejection>,
-    body: Body<AddDomain>,
-) -> Result<(StatusCode, Json<Domain>), ApiError> {
-    let slug = slug(path)?;
-    let hostname =
-        Hostname::parse(&body.value.hostname).map_err(|e| ApiError::invalid("hostname", &e.to_string()))?;
-    let name = slug.clone();
-    let added = change(&admin, &slug, async move |control| control.add_domain(&name, &hostname).await);
-    Ok((StatusCode::CREATED, Json(added.await?)))
-}
-
-/// 200 with how it stands, looked up now.
-pub(super) async fn verify_domain(
-    admin: Administrator,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<Json<Domain>, ApiError> {
-    let (slug, hostname) = pair(path)?;
-    let hostname = Hostname::parse(&hostname).map_err(|_| ApiError::NotFound)?;
-    let name = slug.clone();
-    let verified = change(&admin, &slug, async move |control| {
-        let domain = control.one_domain(Some(&name), &hostname).await?;
-        control.verify_domain(&domain).await
-    });
-    Ok(Json(verified.await?))
-}
-
-/// 204; the name is not served any more.
-pub(super) async fn remove_domain(
-    admin: Administrator,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<StatusCode, ApiError> {
-    let (slug, hostname) = pair(path)?;
-    let hostname = Hostname::parse(&hostname).map_err(|_| ApiError::NotFound)?;
-    let name = slug.clone();
-    let removed = change(&admin, &slug, async move |control| {
-        control.remove_domain(Some(&name), &hostname).await.map(drop)
-    });
-    removed.await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// Request of [`impersonate`].
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = Impersonate)]
-pub(super) struct Impersonate {
-    /// For the organisation, which sees it.
-    #[schema(min_length = 1, max_length = 500)]
-    reason: String,
-    /// In whose name; default: the administrator who was there first.
-    #[serde(default)]
-    #[schema(max_length = 254)]
-    email: Option<String>,
-}
-
-/// Response of [`impersonate`].
-#[derive(Serialize, ToSchema)]
-#[schema(as = Impersonation)]
-pub(super) struct Impersonation {
-    /// Shown once; it reads, and does nothing else.
-    access_token: String,
-    token_type: &'static str,
-    /// Seconds.
-    expires_in: u64,
-    /// Where it is good.
-    host: String,
-    /// In whose name.
-    email: String,
-}
-
-const IMPERSONATION: u64 = 900;
-
-/// 201 with a token that looks into the organisation in a user's name for a quarter of an hour. It is in the organisation's
-/// own audit, and among the user's sessions.
-pub(super) async fn impersonate(
-    admin: Administrator,
-    path: Result<Path<String>, PathRejection>,
-    body: Body<Impersonate>,
-) -> Result<(StatusCode, Json<Impersonation>), ApiError> {
-    let (slug, Impersonate { reason, email }) = (slug(path)?, body.value);
-    if reason.trim().is_empty() || reason.chars().count() > 500 || reason.contains('\0') {
-        return Err(ApiError::invalid("reason", "has 1 to 500 characters"));
-    }
-    let email = email.map(|e| crate::control::parse_email(&e)).transpose();
-    let email = email.map_err(|e| ApiError::invalid("email", &e.to_string()))?;
-    // Before anything is done: what is not written down did not happen.
-    let about = json!({ "reason": reason, "email": email });
-    let id = seen(&admin, slug, about).await?;
-    let app: &Arc<_> = &admin.app;
-    let ctx = TenantContext::of_task(app, id).await?;
-    let (access, unknown) = (Bearer::generate(id), Bearer::generate(id));
-    let mut db = TenantDb::open(&ctx).await?;
-    let mut tx = db.transaction().await?;
-    let by = admin.admin.email.clone();
-    let generation = ctx.detail().tenant.generation;
-    let made = sessions::impersonate(
-        &mut tx,
-        email.as_deref(),
-        (&access, &unknown),
-        &admin.client.origin(),
-        generation,
-        &by,
-    )
-    .await?;
-    let Some((session, user, name)) = made else {
-        tx.rollback().await?;
-        return Err(ApiError::invalid("email", "is nobody's who can log in"));
-    };
-    let written =
-        By::new(Actor { id: Some(user), name: name.clone() }, &ctx, &admin.client).impersonated_by(&by);
-    let (entity, after) = (session.to_string(), json!({ "reason": reason }));
-    audit::insert(&mut tx, &written, "sessions.impersonate", Some(&entity), &Value::Null, &after).await?;
-    tx.commit().await?;
-    audit::log(&ctx, &written, "sessions.impersonate", Some(&entity));
-    let host = app.names.authority(&ctx.detail().tenant.slug, ctx.host());
-    let made = Impersonation {
-        access_token: access.text,
-        token_type: "Bearer",
-        expires_in: IMPERSONATION,
-        host,
-        email: name,
-    };
-    Ok((StatusCode::CREATED, Json(made)))
 }

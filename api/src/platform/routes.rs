@@ -15,7 +15,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 
 use super::session::{self, known};
 use super::work::Begun;
-use super::{estate, organizations};
+use super::{estate, names, organizations, support};
 use crate::control::admins::Admin;
 use crate::control::backup::list::Listed as Backup;
 use crate::control::domains::Domain;
@@ -87,20 +87,20 @@ pub const TABLE: &[Route] = &[
     Route::new("POST", "/api/v1/admin/organizations/{slug}/password", "Exchange the password of its database",
         || post(organizations::rotate_password)).may(OPERATOR).begins::<Begun>(),
     Route::new("PUT", "/api/v1/admin/organizations/{slug}/modules/{module}", "Switch a module on",
-        || put(organizations::enable_module)).may(OPERATOR).shows::<Summary>(),
+        || put(names::enable_module)).may(OPERATOR).shows::<Summary>(),
     Route::new("DELETE", "/api/v1/admin/organizations/{slug}/modules/{module}", "Switch it off",
-        || delete(organizations::disable_module)).may(OPERATOR).shows::<Summary>(),
-    Route::new("GET", "/api/v1/admin/organizations/{slug}/domains", "Its own names", || get(organizations::domains))
+        || delete(names::disable_module)).may(OPERATOR).shows::<Summary>(),
+    Route::new("GET", "/api/v1/admin/organizations/{slug}/domains", "Its own names", || get(names::domains))
         .lists_all::<Domain>(),
     Route::new("POST", "/api/v1/admin/organizations/{slug}/domains", "Claim a name for it",
-        || post(organizations::add_domain)).may(OPERATOR).takes::<organizations::AddDomain>().creates::<Domain>(),
+        || post(names::add_domain)).may(OPERATOR).takes::<names::AddDomain>().creates::<Domain>(),
     Route::new("POST", "/api/v1/admin/organizations/{slug}/domains/{hostname}/verify", "Look at the name's zone now",
-        || post(organizations::verify_domain)).may(OPERATOR).shows::<Domain>(),
+        || post(names::verify_domain)).may(OPERATOR).shows::<Domain>(),
     Route::new("DELETE", "/api/v1/admin/organizations/{slug}/domains/{hostname}", "Give a name up",
-        || delete(organizations::remove_domain)).may(OPERATOR),
+        || delete(names::remove_domain)).may(OPERATOR),
     Route::new("POST", "/api/v1/admin/organizations/{slug}/impersonations", "Look into it as one of its users",
-        || post(organizations::impersonate)).may(SUPPORT).takes::<organizations::Impersonate>()
-        .creates::<organizations::Impersonation>(),
+        || post(support::impersonate)).may(SUPPORT).takes::<support::Impersonate>()
+        .creates::<support::Impersonation>(),
 
     Route::new("GET", "/api/v1/admin/operations", "The newest operations", || get(estate::operations))
         .asks(estate::OPERATIONS).lists_all::<Operation>(),

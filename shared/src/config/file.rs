@@ -27,6 +27,7 @@ const TOP_LEVEL: &[&str] = &[
     "mail",
     "files",
     "backups",
+    "provision",
     "cache",
 ];
 

@@ -91,8 +91,10 @@ pub(crate) async fn ensure_database(
         }
         Some(_) => {}
         None => {
-            let template = template::ensure(access, server, sets).await?;
-            template::copy(server, &template, &r.database, &r.role).await?;
+            if !template::take_ready(server, sets, &r.database, &r.role).await? {
+                let template = template::ensure(access, server, sets).await?;
+                template::copy(server, &template, &r.database, &r.role).await?;
+            }
         }
     }
     template::open(server, &r.database).await
