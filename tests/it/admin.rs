@@ -278,6 +278,11 @@ async fn an_organisation_from_its_beginning_to_its_end() {
         .operate("POST", "/migrations", Some(json!({"organizations": ["metz", "paris"], "canaries": 1})))
         .await;
     assert!(admin.json("GET", "/servers", None, 200).await["items"][0]["organizations"].as_i64() >= Some(4));
+    for (status, port) in [(409, 1), (422, 0)] {
+        let server = json!({"name": "none", "host": "127.0.0.1", "port": port, "admin_user": "x"});
+        let refused = admin.ask("POST", "/servers", Some(server)).await;
+        assert_eq!(refused.status, status, "{refused:?}");
+    }
     assert_eq!(admin.json("GET", "/plans", None, 200).await["items"][0]["key"], "starter");
     let operations = admin.json("GET", "/operations?organization=metz&limit=3", None, 200).await;
     assert_eq!(operations["items"].as_array().map(Vec::len), Some(3));
@@ -379,6 +384,9 @@ async fn support_looks_into_an_organisation_and_is_seen() {
     eventually("over", Duration::from_secs(3), again, |s| *s == 401).await;
     // What an operator has closed for work on it, support does not open.
     dev.cli_json(&["tenant", "maintenance", "paris", "on"]).await;
+    let closed =
+        support.ask("POST", "/organizations/paris/impersonations", Some(json!({"reason": "x"}))).await;
+    assert_eq!(closed.status, 409, "{closed:?}");
     for (path, body) in [("resume", None), ("suspend", Some(json!({"reason": "x"})))] {
         let refused = support.ask("POST", &format!("/organizations/paris/{path}"), body).await;
         assert_eq!(refused.status, 409, "{path}: {refused:?}");

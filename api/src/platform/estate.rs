@@ -219,7 +219,14 @@ pub(super) async fn add_server(admin: Administrator, body: Body<AddServer>) -> R
         max_databases,
         replica_of: b.replica_of,
     };
-    act(&admin, about, async move |control| control.add_server(new).await).await?;
+    if b.port == Some(0) {
+        return Err(ApiError::invalid("port", "must be from 1 to 65535"));
+    }
+    let added = act(&admin, about, async move |control| control.add_server(new).await).await;
+    added.map_err(|e| match e {
+        ApiError::Unavailable => ApiError::Refused("the server does not answer".into()),
+        other => other,
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -69,7 +69,12 @@ pub(super) async fn impersonate(
     let about = json!({ "reason": reason, "email": email });
     let id = seen(&admin, slug, about).await?;
     let app: &Arc<_> = &admin.app;
-    let ctx = TenantContext::of_task(app, id).await?;
+    // What is suspended or closed for work on it shows nothing to anybody.
+    let closed = |e| match e {
+        ApiError::Unavailable => ApiError::Refused("the organisation is not served right now".into()),
+        other => other,
+    };
+    let ctx = TenantContext::of_task(app, id).await.map_err(closed)?;
     let (access, unknown) = (Bearer::generate(id), Bearer::generate(id));
     let mut db = TenantDb::open(&ctx).await?;
     let mut tx = db.transaction().await?;
