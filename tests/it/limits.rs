@@ -364,11 +364,11 @@ async fn pages_in_the_organisations_colours() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r09_one_address_does_not_take_an_organisations_places() {
     let dev = Dev::start().await;
-    set(&dev, "paris", &["limits.concurrent_requests=600"]).await;
+    set(&dev, "paris", &["limits.concurrent_requests=512"]).await;
     // One path answers more than a shut window lets through; any other answers a word.
     let origin = Origin::start(Box::new(|r| {
         let large = r.target() == "/large";
-        Some(crate::harness::origin::answer(200, "", &"x".repeat(if large { 1 << 20 } else { 1 })))
+        Some(crate::harness::origin::answer(200, "", &"x".repeat(if large { 1 << 18 } else { 1 })))
     }))
     .await;
     let (router, client) = roles::router(&dev, &[origin.address], |_, _| {}).await;
