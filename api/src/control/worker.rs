@@ -16,14 +16,14 @@ use crate::modules;
 
 /// Between two rounds; a node that holds the work for long is waited for as long.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Before the first: a node that has just started has other things to do.
+/// Before the first, where databases are kept ready: there may be none yet.
 const FIRST: Duration = Duration::from_secs(5);
 /// Organisations that one round takes of each kind of work.
 const BATCH: i64 = 50;
 
 /// Works until it is told to stop. Whatever is under way then is dropped where it is, and gone on with by another round.
 pub async fn run(settings: Settings, config: ControlConfig, stop: CancellationToken) {
-    let mut pause = FIRST;
+    let mut pause = if config.provision.ready.get() > 0 { FIRST } else { PAUSE };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
