@@ -11,12 +11,14 @@ mod domain;
 mod exec;
 mod key;
 mod migrate;
+mod migration;
 mod module;
 mod operation;
 mod portable;
 mod progress;
 mod roles;
 mod server;
+mod split;
 mod tenant;
 
 use std::io::Write as _;
@@ -65,6 +67,8 @@ enum Command {
     /// Modules: what an organisation has beside users.
     #[command(subcommand)]
     Module(module::ModuleCommand),
+    /// Makes organisations of one shared database, in which a column says whose a row is.
+    Split(split::Split),
     /// PostgreSQL servers that hold organisations' databases.
     #[command(subcommand)]
     Server(server::ServerCommand),
@@ -128,6 +132,7 @@ impl Cli {
             Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
             Command::Tenant(command) => command.run(&file(config)?).await,
             Command::Module(command) => command.run(&file(config)?).await,
+            Command::Split(split) => split.run(&file(config)?).await,
             Command::Server(command) => command.run(&file(config)?).await,
             Command::Domain(command) => command.run(&file(config)?).await,
             Command::Key(command) => command.run(&file(config)?).await,

@@ -179,7 +179,7 @@ async fn serve(
 async fn prepare(file: &ConfigFile, cluster: &Cluster, dir: &DataDir) -> anyhow::Result<organisations::Demo> {
     let settings = file.settings()?;
     master::create_if_absent(&settings.master, "postgres").await?;
-    let mut control = Control::open(settings, ControlConfig::from_file(file)?).await?;
+    let mut control = Control::open(settings, ControlConfig::from_file(file)?.without_probe()).await?;
     control.ensure_signing_key().await?;
     control.forget_nodes().await?;
     control

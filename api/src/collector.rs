@@ -31,6 +31,7 @@ use crate::control::servers::{self, TENANT_GROUP};
 use crate::db::TenantDb;
 use crate::modules::{LOANS, PATIENTS};
 use crate::pool::PoolError;
+use crate::pool::breaker::Failure;
 use crate::repo::figures;
 use crate::server::App;
 
@@ -213,6 +214,7 @@ enum Why {
     Failed,
     Unreachable,
     WrongDatabase,
+    Schema,
 }
 
 impl Why {
@@ -223,6 +225,7 @@ impl Why {
             Self::Failed => Some((Health::Warning, "figures_failed")),
             Self::Unreachable => Some((Health::Critical, "database_unreachable")),
             Self::WrongDatabase => Some((Health::Critical, "wrong_database")),
+            Self::Schema => Some((Health::Critical, "schema_unsupported")),
         }
     }
 }
@@ -232,6 +235,7 @@ impl From<PoolError> for Why {
         match e {
             PoolError::Queue | PoolError::Wait | PoolError::Superseded(_) | PoolError::Closed => Self::NotNow,
             PoolError::WrongDatabase => Self::WrongDatabase,
+            PoolError::Schema | PoolError::Resting(Failure::Schema) => Self::Schema,
             PoolError::Resting(_)
             | PoolError::Authentication(_)
             | PoolError::Silent

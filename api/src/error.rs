@@ -13,6 +13,7 @@ use gmah_shared::tenant::Generation;
 use crate::db::DbError;
 use crate::language::Language;
 use crate::pool::PoolError;
+use crate::pool::breaker::Failure;
 
 /// Tells the router that its token is older than the catalog.
 pub const STALE_HEADER: HeaderName = HeaderName::from_static("x-gmah-stale");
@@ -28,6 +29,8 @@ pub enum ApiError {
     Suspended,
     /// Provisioning, maintenance, or no database, for now.
     Unavailable,
+    /// The organisation's database is not at a schema that this program serves.
+    SchemaUnsupported,
     /// No valid login.
     Unauthenticated,
     /// E-mail and password do not belong together; which of them is wrong is not said.
@@ -147,6 +150,8 @@ pub enum Conflict {
     Meanwhile,
     /// The invoice is cancelled, or something was paid.
     InvoiceStatus,
+    /// Another organisation has that slug.
+    SlugTaken,
 }
 
 impl Conflict {
@@ -172,6 +177,7 @@ impl Conflict {
             Self::NationalIdTaken => ("national_id_taken", "Another patient has this national id."),
             Self::AlreadyAdmitted => ("already_admitted", "The patient is in hospital already."),
             Self::Discharged => ("discharged", "The patient has left."),
+            Self::SlugTaken => ("slug_taken", "Another organisation has this address."),
             Self::InvoiceStatus => ("invoice_status", "The invoice's status does not allow this."),
             Self::LastAdministrator => ("last_administrator", "There must be one administrator at least."),
         }
@@ -199,6 +205,11 @@ impl ApiError {
             Self::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available right now.")
             }
+            Self::SchemaUnsupported => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "schema_unsupported",
+                "This organisation is being brought up to date.",
+            ),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "Please log in."),
             Self::BadCredentials => {
                 (StatusCode::UNAUTHORIZED, "bad_credentials", "E-mail or password is wrong.")
@@ -334,6 +345,7 @@ impl From<PoolError> for ApiError {
         // Logged where it happened, with its tenant.
         match error {
             PoolError::Superseded(current) => Self::StaleGeneration(current),
+            PoolError::Schema | PoolError::Resting(Failure::Schema) => Self::SchemaUnsupported,
             PoolError::Queue
             | PoolError::Wait
             | PoolError::Resting(_)

@@ -100,6 +100,8 @@ const FRENCH: &[(&str, &str)] = &[
     ("national_id_taken", "Un autre patient a cet identifiant national."),
     ("already_admitted", "Le patient est déjà hospitalisé."),
     ("discharged", "Le patient est sorti."),
+    ("schema_unsupported", "Cette organisation est en cours de mise à jour."),
+    ("slug_taken", "Une autre organisation a cette adresse."),
     ("invoice_status", "L'état de la facture ne le permet pas."),
     ("changed_meanwhile", "Quelqu'un d'autre a été plus rapide. Veuillez regarder à nouveau."),
     ("file_type", "Ce type de fichier n'est pas accepté."),

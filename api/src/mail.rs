@@ -18,8 +18,9 @@ use futures::stream;
 use gmah_shared::tenant::TenantId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use uuid::Uuid;
 
-pub use letters::{Letter, invitation, reset};
+pub use letters::{Letter, confirmation, invitation, reset};
 pub use relay::{MailError, Relay};
 
 use crate::context::TenantContext;
@@ -35,12 +36,25 @@ pub struct Mailer {
     wake: Notify,
 }
 
+/// Why a letter was not handed over.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSent {
+    /// The relay said so, or there was no way to it.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody knows.
+    #[error("the relay did not answer in time")]
+    Silent,
+}
+
 /// Organisations that are remembered to have letters; of more the chores find them.
 const MOST: usize = 10_000;
 /// Organisations whose letters are carried at once.
 const AT_ONCE: usize = 4;
 /// Letters of one before the others' turn.
 const TURN: usize = 20;
+/// For handing one over for which somebody waits.
+const AT_ONCE_HANDED: Duration = Duration::from_secs(10);
 /// For handing one letter over.
 const HAND_OVER: Duration = Duration::from_secs(30);
 
@@ -48,6 +62,18 @@ impl Mailer {
     /// With a relay, or without one: then letters stay where they are until they expire.
     pub fn new(relay: Option<Relay>) -> Self {
         Self { relay, due: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// Hands over a letter that is no organisation's, while somebody waits for it.
+    ///
+    /// # Errors
+    /// [`NotSent`], for the log.
+    pub async fn now(&self, id: Uuid, letter: &Letter) -> Result<(), NotSent> {
+        let relay = self.relay.as_ref().ok_or_else(|| NotSent::Refused("no [mail]".into()))?;
+        match tokio::time::timeout(AT_ONCE_HANDED, relay.send(id, letter)).await {
+            Ok(sent) => sent.map_err(|e| NotSent::Refused(e.to_string())),
+            Err(_) => Err(NotSent::Silent),
+        }
     }
 
     /// That organisation has a letter.

@@ -204,6 +204,7 @@ impl Metrics {
             PoolError::Silent => "silent",
             PoolError::Connect(_) => "connect",
             PoolError::WrongDatabase => "wrong_database",
+            PoolError::Schema => "schema",
             PoolError::Superseded(_) => "superseded",
             PoolError::Closed => "closed",
         };
@@ -322,7 +323,7 @@ const FIGURES: &[(&str, &str)] = &[
     ),
 ];
 
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 10] = [
     "queue",
     "wait",
     "resting",
@@ -330,6 +331,7 @@ const REASONS: [&str; 9] = [
     "authentication",
     "silent",
     "wrong_database",
+    "schema",
     "superseded",
     "closed",
 ];

@@ -4,6 +4,8 @@
 //! (`api/migrations/<key>/`) and its routes ([`crate::routes`]); a route of a module that is off answers 404
 //! `module_disabled`.
 
+use std::collections::HashMap;
+
 use gmah_shared::migrate::{self, Migration, MigrationSet};
 
 /// One module.
@@ -20,7 +22,11 @@ pub struct Module {
     /// What a role may be allowed in it.
     pub permissions: &'static [&'static str],
     /// Its tables.
-    pub migrations: MigrationSet,
+    pub migrations: MigrationSet<'static>,
+    /// The earliest version of its tables that this program can work with. A change that is made in two steps (first what is
+    /// new, later away with what is old) leaves it behind `migrations`, so that a new program serves organisations before they
+    /// are migrated.
+    pub oldest: i32,
     /// Columns that are sealed with the organisation's key, for when that changes.
     pub sealed: &'static [Sealed],
 }
@@ -88,6 +94,7 @@ pub const CORE: Module = Module {
             },
         ],
     },
+    oldest: 8,
     sealed: &[
         Sealed { table: "idempotency_keys", key: "place", column: "answer" },
         Sealed { table: "outbox", key: "id", column: "body" },
@@ -132,6 +139,7 @@ pub const OPTIONAL: &[Module] = &[
                 },
             ],
         },
+        oldest: 3,
         sealed: &[],
     },
     Module {
@@ -165,6 +173,7 @@ pub const OPTIONAL: &[Module] = &[
                 },
             ],
         },
+        oldest: 2,
         sealed: &[
             Sealed { table: "patients", key: "id", column: "national_id" },
             Sealed { table: "patients", key: "id", column: "address" },
@@ -201,9 +210,28 @@ pub fn find(key: &str) -> Option<&'static Module> {
 
 /// The migrations of an organisation with those modules, `core` first. Keys that this binary does not know are left
 /// out: their tables stay as they are.
-pub fn migrations(keys: &[String]) -> Vec<&'static MigrationSet> {
+pub fn migrations(keys: &[String]) -> Vec<&'static MigrationSet<'static>> {
     let optional = OPTIONAL.iter().filter(|m| keys.iter().any(|k| k == m.key));
     std::iter::once(&CORE.migrations).chain(optional.map(|m| &m.migrations)).collect()
+}
+
+/// Whether this program can work with a database that has come so far, by set.
+///
+/// # Errors
+/// What is too old, or too new.
+pub fn serves(keys: &[String], found: &HashMap<String, i32>) -> Result<(), String> {
+    let optional = OPTIONAL.iter().filter(|m| keys.iter().any(|k| k == m.key));
+    for module in std::iter::once(&CORE).chain(optional) {
+        let (oldest, latest) = (module.oldest, module.migrations.latest());
+        let version = found.get(module.key).copied().unwrap_or_default();
+        if !(oldest..=latest).contains(&version) {
+            return Err(format!(
+                "{} is at {version}, and this program serves {oldest} to {latest}",
+                module.key
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -219,6 +247,25 @@ mod tests {
             }
         }
         assert!(OPTIONAL.is_sorted_by_key(|m| m.key));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_not_served() {
+        let at =
+            |core: i32, loans: i32| HashMap::from([("core".to_owned(), core), (LOANS.to_owned(), loans)]);
+        let (core, loans) = (CORE.migrations.latest(), OPTIONAL[0].migrations.latest());
+        let keys = [LOANS.to_owned(), "of a later program".to_owned()];
+        assert_eq!(serves(&keys, &at(core, loans)), Ok(()));
+        assert!(serves(&keys, &at(core + 1, loans)).is_err_and(|why| why.starts_with("core is at")));
+        assert!(
+            serves(&keys, &at(core, OPTIONAL[0].oldest - 1)).is_err_and(|why| why.starts_with("loans is at"))
+        );
+        assert!(serves(&keys, &HashMap::new()).is_err());
+        // What is switched off is nobody's concern.
+        assert_eq!(serves(&[], &at(core, 0)), Ok(()));
+        for module in std::iter::once(&CORE).chain(OPTIONAL) {
+            assert!((1..=module.migrations.latest()).contains(&module.oldest), "{}", module.key);
+        }
     }
 
     #[test]

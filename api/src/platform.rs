@@ -9,6 +9,7 @@ mod names;
 mod organizations;
 pub mod routes;
 mod session;
+mod signup;
 mod support;
 mod work;
 
@@ -37,7 +38,7 @@ use utoipa_swagger_ui::Config;
 
 use self::work::Work;
 use crate::context;
-use crate::control::config::ControlConfig;
+use crate::control::config::{ControlConfig, Signup};
 use crate::error::{ApiError, render};
 use crate::openapi;
 use crate::routes::panicked;
@@ -68,6 +69,18 @@ impl Platform {
         }
     }
 
+    /// Whether, and how, people make organisations by themselves.
+    fn signup(&self) -> Option<&Signup> {
+        self.work.config.signup.as_ref()
+    }
+
+    /// Where the link in a letter leads that confirms a sign-up, with `{token}` in it.
+    fn signup_link(&self, signup: &Signup) -> String {
+        let port = self.work.settings.public_https_port;
+        let port = if port == 443 { String::new() } else { format!(":{port}") };
+        signup.link.clone().unwrap_or_else(|| format!("https://{}{port}/signup#token={{token}}", self.host))
+    }
+
     fn check(&self, request: &Request) -> Result<(), ApiError> {
         if !self.tokens.has_keys() {
             return Err(ApiError::Unavailable);
@@ -93,6 +106,8 @@ pub fn router(app: &Arc<App>) -> Router {
         .route(DOCS, get(|| page("index.html")))
         .route("/api/docs/{*file}", get(|Path(file): Path<String>| async move { page(&file).await }))
         .route("/api/openapi.json", get(document))
+        .route("/signup", get(signup::page))
+        .route("/signup/page.js", get(signup::script))
         .merge(routes::routes(app))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })

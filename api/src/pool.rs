@@ -46,6 +46,9 @@ pub enum PoolError {
     /// The database is not this organisation's.
     #[error("the database does not prove to be this organisation's")]
     WrongDatabase,
+    /// The database's schema is none that this program serves.
+    #[error("the schema is none that this program serves")]
+    Schema,
     /// The caller's catalog row is older than one that was seen.
     #[error("a newer generation is known: {0}")]
     Superseded(Generation),
@@ -65,6 +68,7 @@ impl PoolError {
             | Self::Wait
             | Self::Authentication(_)
             | Self::WrongDatabase
+            | Self::Schema
             | Self::Superseded(_)
             | Self::Closed => false,
         }

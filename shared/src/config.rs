@@ -8,23 +8,24 @@
 
 mod domains;
 mod file;
+mod postgres;
 mod types;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::hostname::Hostname;
-use crate::pg::{Hosts, Transport};
 use crate::secret::{MasterKey, SecretError};
 use crate::telemetry::LogFormat;
 use crate::telemetry::traces::TraceSettings;
 
 pub use domains::{AcmeSettings, Challenge, DnsSettings, DomainSettings, Wildcard};
 pub use file::{ConfigError, ConfigFile};
+pub use postgres::{Postgres, PostgresSection};
+pub use toml::Spanned;
 pub use types::{HumanDuration, Within};
 
 /// What the proof of the base domain may take: less than an order may.
@@ -83,25 +84,6 @@ impl Default for Log {
     }
 }
 
-/// How to reach a PostgreSQL database.
-#[derive(Debug, Clone)]
-pub struct Postgres {
-    /// Names, addresses, or the folder of a Unix socket (beginning with `/`), and their ports.
-    pub hosts: Hosts,
-    /// Plain, or TLS that is verified.
-    pub transport: Transport,
-    /// Role.
-    pub user: String,
-    /// Password, if the server asks for one.
-    pub password: Option<SecretString>,
-    /// Database.
-    pub database: String,
-    /// Most connections of one process to it.
-    pub max_connections: usize,
-    /// Deadline for connecting, and for each statement.
-    pub timeout: Duration,
-}
-
 /// `[catalog]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -152,7 +134,7 @@ struct RawSettings {
     default_modules: Vec<String>,
     #[serde(default)]
     log: Log,
-    master: toml::Spanned<RawPostgres>,
+    master: toml::Spanned<PostgresSection>,
     secrets: toml::Spanned<RawSecrets>,
     #[serde(default)]
     catalog: CatalogSettings,
@@ -164,25 +146,6 @@ struct RawSettings {
     domains: DomainSettings,
     acme: Option<toml::Spanned<AcmeSettings>>,
     traces: Option<toml::Spanned<TraceSettings>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPostgres {
-    host: String,
-    #[serde(default = "default_pg_port")]
-    port: Within<1, 65535>,
-    #[serde(default = "default_tls")]
-    tls: String,
-    tls_ca_file: Option<PathBuf>,
-    user: String,
-    password_file: Option<PathBuf>,
-    password_env: Option<String>,
-    database: String,
-    #[serde(default = "default_master_connections")]
-    max_connections: Within<1, 1000>,
-    #[serde(default = "default_pg_timeout")]
-    timeout: HumanDuration,
 }
 
 #[derive(Deserialize)]
@@ -210,22 +173,6 @@ fn default_https_port() -> Within<1, 65535> {
     Within::new(443)
 }
 
-fn default_pg_port() -> Within<1, 65535> {
-    Within::new(5432)
-}
-
-fn default_tls() -> String {
-    "disable".into()
-}
-
-fn default_master_connections() -> Within<1, 1000> {
-    Within::new(4)
-}
-
-fn default_pg_timeout() -> HumanDuration {
-    HumanDuration::from_secs(5)
-}
-
 impl ConfigFile {
     /// What every role needs.
     ///
@@ -237,9 +184,7 @@ impl ConfigFile {
             Hostname::parse(&format!("{label}.{}", raw.base_domain))
                 .map_err(|e| self.at(0, "base_domain", &e.to_string()))
         };
-        let master_at = raw.master.span().start;
         let secrets_at = raw.secrets.span().start;
-        let master = raw.master.into_inner();
         let secrets = raw.secrets.into_inner();
         let key_file = secrets.master_key_file.as_deref().map(|f| self.resolve(f));
         let key_text = self
@@ -279,40 +224,13 @@ impl ConfigFile {
             public_https_port: raw.public_https_port.get() as u16,
             default_modules: raw.default_modules,
             log: raw.log,
-            master: Postgres {
-                hosts: Hosts::parse(&master.host, master.port.get() as u16)
-                    .map_err(|e| self.at_key("master.host", &e.to_string()))?,
-                transport: self.transport(&master.tls, master.tls_ca_file.as_deref())?,
-                user: master.user,
-                password: self.secret(
-                    master_at,
-                    "master.password",
-                    master.password_file,
-                    master.password_env,
-                )?,
-                database: master.database,
-                max_connections: master.max_connections.get(),
-                timeout: *master.timeout,
-            },
+            master: self.postgres("master", raw.master)?,
             master_key,
             catalog: raw.catalog,
             dns: raw.dns,
             metrics_max_tenants: raw.metrics.max_tenants.get(),
             metrics_collect_every: raw.metrics.collect.then_some(*raw.metrics.collect_every),
         })
-    }
-
-    /// `[master] tls` and `tls_ca_file`.
-    fn transport(&self, mode: &str, ca_file: Option<&Path>) -> Result<Transport, ConfigError> {
-        let pem = ca_file
-            .map(|file| {
-                let path = self.resolve(file);
-                std::fs::read_to_string(&path)
-                    .map_err(|e| self.at_key("master.tls_ca_file", &format!("{}: {e}", path.display())))
-            })
-            .transpose()?;
-        let key = if pem.is_some() && mode == "verify-full" { "master.tls_ca_file" } else { "master.tls" };
-        Transport::parse(mode, pem.as_deref()).map_err(|e| self.at_key(key, &e))
     }
 
     fn acme(&self, spanned: toml::Spanned<AcmeSettings>) -> Result<AcmeSettings, ConfigError> {

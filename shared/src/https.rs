@@ -18,6 +18,17 @@ pub fn connector(
     ca_file: Option<&Path>,
     may_be_plain: bool,
 ) -> Result<HttpsConnector<HttpConnector>, String> {
+    let tls = client_config(ca_file)?;
+    let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
+    let builder = if may_be_plain { builder.https_or_http() } else { builder.https_only() };
+    Ok(builder.enable_http1().build())
+}
+
+/// What certificates a client takes: those that authorities of a PEM file have signed; without one, those of the system.
+///
+/// # Errors
+/// When the file cannot be read, with its path.
+pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match ca_file {
         Some(file) => {
@@ -30,12 +41,8 @@ pub fn connector(
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
     }
-    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
-    let builder = if may_be_plain { builder.https_or_http() } else { builder.https_only() };
-    Ok(builder.enable_http1().build())
+        .map_err(|e| e.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

@@ -28,6 +28,7 @@ pub mod hostname;
 pub mod https;
 pub mod migrate;
 pub mod pg;
+pub mod probe;
 pub mod redis;
 pub mod secret;
 pub mod tasks;

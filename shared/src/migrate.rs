@@ -7,7 +7,6 @@
 
 mod statements;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,23 +16,26 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// One file.
 #[derive(Debug, Clone, Copy)]
-pub struct Migration {
+pub struct Migration<'a> {
     /// Number, from 1, without gaps.
     pub version: i32,
     /// What it does, for the report.
-    pub name: &'static str,
+    pub name: &'a str,
     /// The statements.
-    pub sql: &'static str,
+    pub sql: &'a str,
 }
 
 /// The files of one owner.
 #[derive(Debug, Clone, Copy)]
-pub struct MigrationSet {
-    /// Name of the owner: `master`, or a module.
-    pub name: &'static str,
+pub struct MigrationSet<'a> {
+    /// Name of the owner: `master`, a module, or [`OWN`].
+    pub name: &'a str,
     /// In order of their numbers.
-    pub files: &'static [Migration],
+    pub files: &'a [Migration<'a>],
 }
+
+/// Name of the set that one organisation has to itself.
+pub const OWN: &str = "own";
 
 /// How a run behaves.
 #[derive(Debug, Clone, Copy)]
@@ -56,11 +58,11 @@ impl Default for Options {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Applied {
     /// Set.
-    pub set: Cow<'static, str>,
+    pub set: String,
     /// Number.
     pub version: i32,
     /// Name.
-    pub name: Cow<'static, str>,
+    pub name: String,
 }
 
 /// Why a run stopped. What had been applied before stays applied.
@@ -70,11 +72,11 @@ pub enum MigrateError {
     #[error("{set}/{version:04}_{name}{at}: {}", describe(source))]
     Failed {
         /// Set.
-        set: &'static str,
+        set: String,
         /// Number.
         version: i32,
         /// Name.
-        name: &'static str,
+        name: String,
         /// The statement and its line, where that is known.
         at: String,
         /// What PostgreSQL said.
@@ -84,7 +86,7 @@ pub enum MigrateError {
     #[error("{set}/{version:04} was changed after it had been applied")]
     Changed {
         /// Set.
-        set: &'static str,
+        set: String,
         /// Number.
         version: i32,
     },
@@ -92,7 +94,7 @@ pub enum MigrateError {
     #[error("{set} is at version {found}, this program knows {known}")]
     Ahead {
         /// Set.
-        set: &'static str,
+        set: String,
         /// Highest version in the database.
         found: i32,
         /// Highest version here.
@@ -113,7 +115,7 @@ fn describe(e: &tokio_postgres::Error) -> String {
 /// Key of the advisory lock: `gmah` in ASCII.
 const LOCK: i64 = 0x676d_6168;
 
-impl MigrationSet {
+impl MigrationSet<'_> {
     /// Highest version of the set.
     pub fn latest(&self) -> i32 {
         self.files.last().map_or(0, |f| f.version)
@@ -121,7 +123,7 @@ impl MigrationSet {
 }
 
 /// A short name for exactly these files: the name of a template database that was made of them.
-pub fn fingerprint(sets: &[&MigrationSet]) -> String {
+pub fn fingerprint(sets: &[&MigrationSet<'_>]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     for set in sets {
         context.update(set.name.as_bytes());
@@ -139,7 +141,7 @@ pub fn fingerprint(sets: &[&MigrationSet]) -> String {
 /// [`MigrateError`]; files before the failing one stay applied, except in a dry run.
 pub async fn run(
     client: &mut Client,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
     options: Options,
 ) -> Result<Vec<Applied>, MigrateError> {
     lock(client, options.runner_timeout).await?;
@@ -156,7 +158,7 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`], for changed files and databases that are ahead.
-pub async fn pending(client: &Client, sets: &[&MigrationSet]) -> Result<Vec<Applied>, MigrateError> {
+pub async fn pending(client: &Client, sets: &[&MigrationSet<'_>]) -> Result<Vec<Applied>, MigrateError> {
     let done = applied(client).await?;
     let mut out = Vec::new();
     for set in sets {
@@ -167,7 +169,7 @@ pub async fn pending(client: &Client, sets: &[&MigrationSet]) -> Result<Vec<Appl
 
 async fn run_locked(
     client: &mut Client,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
     options: Options,
 ) -> Result<Vec<Applied>, MigrateError> {
     let ms = options.lock_timeout.as_millis();
@@ -198,14 +200,14 @@ async fn run_locked(
 
 async fn apply(
     client: &mut Client,
-    set: &MigrationSet,
-    file: &Migration,
+    set: &MigrationSet<'_>,
+    file: &Migration<'_>,
     dry_run: bool,
 ) -> Result<(), MigrateError> {
     let failed_at = |at, source| MigrateError::Failed {
-        set: set.name,
+        set: set.name.to_owned(),
         version: file.version,
-        name: file.name,
+        name: file.name.to_owned(),
         at,
         source,
     };
@@ -278,25 +280,25 @@ async fn applied(client: &Client) -> Result<Done, MigrateError> {
     Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
 }
 
-fn missing<'a>(set: &'a MigrationSet, done: &Done) -> Result<Vec<&'a Migration>, MigrateError> {
+fn missing<'a>(set: &MigrationSet<'a>, done: &Done) -> Result<Vec<&'a Migration<'a>>, MigrateError> {
     let highest = done.range((set.name.to_owned(), i32::MIN)..=(set.name.to_owned(), i32::MAX)).next_back();
     if let Some(((_, found), _)) = highest
         && *found > set.latest()
     {
-        return Err(MigrateError::Ahead { set: set.name, found: *found, known: set.latest() });
+        return Err(MigrateError::Ahead { set: set.name.to_owned(), found: *found, known: set.latest() });
     }
     let mut out = Vec::new();
     for file in set.files {
         match done.get(&(set.name.to_owned(), file.version)) {
             None => out.push(file),
             Some(sum) if *sum == checksum(file.sql) => {}
-            Some(_) => return Err(MigrateError::Changed { set: set.name, version: file.version }),
+            Some(_) => return Err(MigrateError::Changed { set: set.name.to_owned(), version: file.version }),
         }
     }
     Ok(out)
 }
 
-fn entry(set: &MigrationSet, file: &Migration) -> Applied {
+fn entry(set: &MigrationSet<'_>, file: &Migration) -> Applied {
     Applied { set: set.name.into(), version: file.version, name: file.name.into() }
 }
 
@@ -316,7 +318,7 @@ const RECORD: &str =
     "insert into public.schema_migrations (set_name, version, name, checksum) values ($1, $2, $3, $4)";
 
 /// The master database's own set.
-pub const MASTER: MigrationSet = MigrationSet {
+pub const MASTER: MigrationSet<'static> = MigrationSet {
     name: "master",
     files: &[
         Migration {
@@ -397,6 +399,16 @@ pub const MASTER: MigrationSet = MigrationSet {
             version: 19,
             name: "system_admins",
             sql: include_str!("../migrations/master/0019_system_admins.sql"),
+        },
+        Migration {
+            version: 20,
+            name: "signups",
+            sql: include_str!("../migrations/master/0020_signups.sql"),
+        },
+        Migration {
+            version: 21,
+            name: "own_migrations",
+            sql: include_str!("../migrations/master/0021_own_migrations.sql"),
         },
     ],
 };

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use gmah_api::control::backup::restore::{Order, Restored};
-use gmah_api::control::backup::{Listed, Made};
+use gmah_api::control::backup::{Listed, Made, Verified};
 use gmah_api::control::fleet::{Fleet, Outcome};
 use gmah_api::control::operations::quiet;
 use gmah_api::control::{ControlError, parse_email, parse_slug};
@@ -35,6 +35,9 @@ pub(crate) struct List {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
+    /// Trials at once.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    parallel: u16,
     /// Ids of backups.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<Uuid>,
@@ -119,9 +122,9 @@ impl Verify {
         }
         let bar = progress::bar(ids.len());
         let (mut results, mut failed) = (Vec::new(), 0);
-        for id in ids {
-            let result = match control.verify_backup(id).await {
-                Ok(well) => serde_json::to_value(well)?,
+        let done = |id: Uuid, outcome: Result<Verified, ControlError>| {
+            let result = match outcome {
+                Ok(well) => serde_json::json!(well),
                 Err(e) => {
                     failed += 1;
                     serde_json::json!({ "backup_id": id, "error": e.to_string() })
@@ -132,7 +135,8 @@ impl Verify {
                 bar.suspend(|| println!("{}", tried(&result)));
             }
             results.push(result);
-        }
+        };
+        control.verify_backups(&ids, usize::from(self.parallel), done).await;
         bar.finish_and_clear();
         let value = serde_json::json!({ "backups": results, "failed": failed });
         self.output.print(&value, || format!("{} of {} are well", results.len() - failed, results.len()))?;

@@ -25,6 +25,7 @@ impl Doctor {
 
 fn text(found: &Examination, fix: bool) -> String {
     let mut text: String = found.faults.iter().map(|f| line(f, fix)).collect();
+    text.extend(found.advice.iter().map(|a| format!("advice: {}", line(a, fix))));
     let left = found.faults.iter().filter(|f| !f.repaired).count();
     text.push_str(&match left {
         0 => format!("{} organisations on {} servers are well", found.organizations, found.servers),

@@ -38,6 +38,9 @@ pub(crate) enum TenantCommand {
     Seed(One),
     /// Brings databases up to this program's schema.
     Migrate(super::migrate::Migrate),
+    /// Files of SQL that one organisation has of its own; `migrate` runs them after the modules'.
+    #[command(subcommand)]
+    Migration(super::migration::MigrationCommand),
     /// Deletes one: its host answers 404 at once, and it is destroyed when the grace is over.
     Delete(super::delete::Delete),
     /// Has one back that was deleted.
@@ -230,6 +233,7 @@ impl TenantCommand {
                 Ok(0)
             }
             Self::Migrate(migrate) => migrate.run(file).await,
+            Self::Migration(command) => command.run(file).await,
             Self::Exec(exec) => exec.run(file).await,
             Self::Psql(psql) => psql.run(file).await,
             Self::Clone(clone) => clone.run(file).await,
@@ -329,7 +333,11 @@ impl Create {
         let value = serde_json::json!({
             "id": created.id, "slug": slug, "host": created.host, "admin_email": admin_email,
             "admin_password": password, "created": created.is_new, "domain": domain,
+            "served": created.served,
         });
+        if created.served == Some(false) {
+            eprintln!("{slug} is made, and the router ([provision] probe) does not serve it yet");
+        }
         self.output.print(&value, || match password {
             Some(password) => format!(
                 "{slug} is active at {}\nadministrator {admin_email}, password (shown once): {password}\n{}",

@@ -121,3 +121,38 @@ async fn planted_faults_are_found_and_repaired() {
     dev.cli_json(&["tenant", "restore", "one", "--backup", &id]).await;
     assert_eq!(examine(&dev, false).await, (Some(0), vec![]));
 }
+
+/// What would be the better for something is advice: it is said, and nothing is at fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn advice_is_no_fault() {
+    let dev = Dev::start().await;
+    let db = dev.superuser("gmah_org_paris").await;
+    db.batch_execute(
+        "create table notes (id int, member uuid references members (id), word text) with (autovacuum_enabled = false);
+         insert into notes select n, null, 'same' from generate_series(1, 40000) n;
+         delete from notes where id <= 15000; analyze notes",
+    )
+    .await
+    .expect("a table");
+    let twice = db.batch_execute("create unique index concurrently notes_word on notes (word)").await;
+    assert!(twice.is_err(), "the words are all the same");
+    db.batch_execute("select pg_stat_force_next_flush()").await.expect("statistics");
+    let advised = |fix: bool| {
+        let dev = &dev;
+        async move {
+            let args: &[&str] = if fix { &["doctor", "--fix", "--json"] } else { &["doctor", "--json"] };
+            let out = dev.cli(args).await;
+            let found: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+            assert_eq!((out.status.code(), &found["faults"]), (Some(0), &serde_json::json!([])), "{found}");
+            kinds(found["advice"].as_array().expect("advice"))
+        }
+    };
+    let all = ["index_invalid", "index_missing", "vacuum_due"].map(|k| (k.to_owned(), "paris".to_owned()));
+    eventually("statistics", Duration::from_secs(10), || advised(false), |found| *found == all).await;
+    let said = dev.cli(&["doctor"]).await;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("advice: paris: index_missing: notes (member) refers to members"), "{said}");
+    assert_eq!(advised(true).await, all, "with --fix it is still named");
+    db.batch_execute("drop index notes_word; create index on notes (member)").await.expect("followed");
+    eventually("followed", Duration::from_secs(10), || advised(false), Vec::is_empty).await;
+}

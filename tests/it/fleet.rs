@@ -1,7 +1,9 @@
 //! Things done to many organisations: reports, canaries, runs that are gone on with.
 
-use crate::harness::Dev;
+use std::time::Duration;
+
 use crate::harness::dev::text;
+use crate::harness::{Dev, eventually};
 use crate::operations::killed_at;
 
 /// A fleet run with one broken organisation: the others are done, the broken one is named, the exit code says so.
@@ -116,4 +118,50 @@ async fn a_run_that_is_killed_is_gone_on_with() {
     let other = dev.cli_json(&["tenant", "migrate", "paris"]).await;
     assert_eq!(other["failed"], 0);
     assert_eq!(dev.cli_json(&["operation", "list", "--unfinished"]).await, serde_json::json!([]));
+}
+
+/// An organisation whose schema this program does not serve is refused, and says why; the others do not notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_not_served_is_refused_by_itself() {
+    let dev = Dev::start().await;
+    let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = 'gmah_org_paris' and application_name = 'gmah api'";
+    let asked = || async { dev.get_as("paris", "/api/v1/members?limit=1", &paris).await };
+    for (what, there, back) in [
+        (
+            "behind",
+            "delete from schema_migrations where set_name = 'loans' and version = 3",
+            "insert into schema_migrations (set_name, version, name, checksum) values ('loans', 3, 'families', '')",
+        ),
+        (
+            "ahead",
+            "insert into schema_migrations (set_name, version, name, checksum) values ('core', 999, 'later', '')",
+            "delete from schema_migrations where version = 999",
+        ),
+        (
+            "far behind",
+            "alter function schema_versions() rename to elsewhere",
+            "alter function elsewhere() rename to schema_versions",
+        ),
+    ] {
+        dev.execute("gmah_org_paris", there).await;
+        dev.execute("gmah_org_paris", end).await;
+        let refused = eventually(what, Duration::from_secs(5), asked, |a| a.status == 503).await;
+        let body = refused.json();
+        assert_eq!(body["code"], "schema_unsupported", "{what}: {refused:?}");
+        assert!(refused.header("retry-after").is_some(), "{what}");
+        for _ in 0..20 {
+            assert_eq!(dev.get_as("lyon", "/api/v1/members?limit=1", &lyon).await.status, 200, "{what}");
+        }
+        assert_eq!(asked().await.json()["code"], "schema_unsupported", "{what}: also while nobody tries");
+        dev.execute("gmah_org_paris", back).await;
+        eventually(what, Duration::from_secs(10), asked, |a| a.status == 200).await;
+    }
+    let counted = dev.metrics("api_admin").await;
+    assert!(
+        counted.sum("gmah_api_pool_failures_total", &["reason=\"schema\""]) > 0.0,
+        "{}",
+        counted.series()
+    );
 }

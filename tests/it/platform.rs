@@ -104,10 +104,8 @@ async fn k08_tokens_of_the_platform_and_of_organisations() {
     f.refused("twice", f.ask(&admin, &twice).await).await;
 }
 
-/// In a browser: what it draws, with the policy that the page has.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_shows_the_document() {
-    let dev = Dev::start().await;
+/// What a browser makes of a page of the platform's host, and what it says about it.
+pub(crate) async fn browse(dev: &Dev, path: &str) -> (String, String) {
     let https = text(&dev.info["https"]);
     let port = https.rsplit(':').next().expect("port");
     let profile = dev.folder().join("chromium");
@@ -116,12 +114,20 @@ async fn a_browser_shows_the_document() {
         .args(["--ignore-certificate-errors", "--virtual-time-budget=20000", "--enable-logging=stderr"])
         .arg(format!("--user-data-dir={}", profile.display()))
         .arg(format!("--host-resolver-rules=MAP * 127.0.0.1:{port}"))
-        .arg(format!("https://admin.gmah.localhost:{port}/"))
+        .arg(format!("https://admin.gmah.localhost:{port}{path}"))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
     let out = tokio::time::timeout(Duration::from_secs(60), run).await.expect("in time").expect("chromium");
     let (dom, log) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    (dom.into_owned(), log.into_owned())
+}
+
+/// In a browser: what it draws, with the policy that the page has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_shows_the_document() {
+    let dev = Dev::start().await;
+    let (dom, log) = browse(&dev, "/").await;
     for shown in ["opblock-tag-section", "Let a patient go", "/api/v1/members", "free-loan society"] {
         assert!(dom.contains(shown), "{shown} is not in the page:\n{dom}\n{log}");
     }

@@ -288,3 +288,39 @@ async fn databases_that_are_ready_are_taken_once() {
     }
     assert_eq!(dev.cli(&["doctor"]).await.status.code(), Some(0), "nothing is left over");
 }
+
+/// Where a router is named, it is not said that somebody is served before it does; one that is away keeps nobody from being made.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_router_is_asked_last() {
+    let dev = Dev::start().await;
+    let own = std::fs::read_to_string(text(&dev.info["config"])).expect("configuration");
+    let (router, ca) = (text(&dev.info["https"]), text(&dev.info["ca"]));
+    let create = |slug: &'static str, probe: String, ca: &str| {
+        let path = dev.folder().join(format!("{slug}.toml"));
+        let section = format!("{own}\n[provision]\nprobe = \"{probe}\"\nprobe_ca_file = \"{ca}\"\n");
+        std::fs::write(&path, section).expect("written");
+        let dev = &dev;
+        async move {
+            let email = format!("a@{slug}.example");
+            let config = ["--config", path.to_str().expect("UTF-8"), "tenant", "create", "--json"];
+            dev.cli(&[&config[..], &["--slug", slug, "--name", slug, "--admin-email", &email]].concat()).await
+        }
+    };
+    let made = create("nice", router.to_owned(), ca).await;
+    let shown: serde_json::Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    assert_eq!(shown["served"], true, "{shown}");
+    let listed = dev.cli_json(&["operation", "list", "--tenant", "nice"]).await;
+    let steps = dev.cli_json(&["operation", "show", text(&listed[0]["id"])]).await["steps"].clone();
+    assert_eq!(steps.as_array().and_then(|s| s.last()).map(|s| text(&s["name"])), Some("served"), "{steps}");
+    let away = crate::harness::dns::free().to_string();
+    for (slug, out, why, code) in [
+        ("metz", create("metz", away, ca).await, "does not serve it yet", 0),
+        ("lens", create("lens", router.to_owned(), "/nowhere").await, "/nowhere", 0),
+    ] {
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!((out.status.code(), said.contains(why)), (Some(code), true), "{slug}: {said}");
+        // Made all the same.
+        let served = || async { dev.get(slug, "/api/v1/tenant").await.status };
+        eventually(slug, Duration::from_secs(3), served, |s| *s == 200).await;
+    }
+}

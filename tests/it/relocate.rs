@@ -149,6 +149,15 @@ async fn q19_moved_while_it_is_written_to() {
             eventually(&at, Duration::from_secs(5), served, |s| *s == 200).await;
         }
     }
+    // What an operator set for holds is as it was; and whom an operator holds the move does not let go.
+    let numbers =
+        "select concat_ws(' ', maintenance_mode, maintenance_hold_seconds, maintenance_hold_requests)
+        from organizations where slug = 'lyon'";
+    assert_eq!(dev.value("gmah_master", numbers).await, "10 100");
+    dev.cli_json(&["tenant", "maintenance", "lyon", "hold", "--hold-seconds", "7", "--hold-requests", "9"])
+        .await;
+    dev.cli_json(&["tenant", "move", "lyon", "--server", away]).await;
+    assert_eq!(dev.value("gmah_master", numbers).await, "hold 7 9");
     // Destroyed, it is gone from both.
     dev.cli_json(&["tenant", "delete", "lyon", "--yes-delete", "lyon", "--grace", "0s", "--without-backup"])
         .await;

@@ -74,20 +74,20 @@ async fn cold_lookups_use_their_indexes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn q18_migrations() {
-    const ONE: Migration = Migration { version: 1, name: "one", sql: "create table one (x int)" };
-    const TWO: Migration =
+    const ONE: Migration<'static> = Migration { version: 1, name: "one", sql: "create table one (x int)" };
+    const TWO: Migration<'static> =
         Migration { version: 2, name: "two", sql: "create table two (x int); insert into one values (2)" };
-    const BAD: Migration =
+    const BAD: Migration<'static> =
         Migration { version: 2, name: "bad", sql: "create table half (x int); select 1/0" };
-    const ALONE: Migration = Migration {
+    const ALONE: Migration<'static> = Migration {
         version: 3,
         name: "alone",
         sql: "-- gmah: no-transaction\ncreate index concurrently one_x on one (x)",
     };
-    const SET1: MigrationSet = MigrationSet { name: "t", files: &[ONE] };
-    const SET2: MigrationSet = MigrationSet { name: "t", files: &[ONE, TWO, ALONE] };
-    const BROKEN: MigrationSet = MigrationSet { name: "t", files: &[ONE, BAD] };
-    const CHANGED: MigrationSet = MigrationSet {
+    const SET1: MigrationSet<'static> = MigrationSet { name: "t", files: &[ONE] };
+    const SET2: MigrationSet<'static> = MigrationSet { name: "t", files: &[ONE, TWO, ALONE] };
+    const BROKEN: MigrationSet<'static> = MigrationSet { name: "t", files: &[ONE, BAD] };
+    const CHANGED: MigrationSet<'static> = MigrationSet {
         name: "t",
         files: &[Migration { version: 1, name: "one", sql: "create table other (x int)" }],
     };

@@ -148,7 +148,7 @@ impl Bucket {
 }
 
 /// Who has one address of a network of IPv6 has all of it (RFC 6177).
-fn network(address: IpAddr) -> Vec<u8> {
+pub(crate) fn network(address: IpAddr) -> Vec<u8> {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets()[..8].to_vec(),

@@ -16,6 +16,8 @@ pub mod restore;
 mod vault;
 pub(crate) mod verify;
 
+use std::sync::{Mutex, PoisonError};
+
 use futures::StreamExt as _;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use object_store::path::Path;
@@ -181,10 +183,23 @@ impl Control {
         if !self.try_hold(&subject).await? {
             return Err(ControlError::Refused("another run of backups is under way".into()));
         }
-        let work = |tenant: Summary| async move {
-            // A session each: an operation is held by its session.
-            let mut session = self.another().await?;
-            session.backup_of(&tenant, None).await
+        // An operation is held by its session: those that are over lend theirs to the next.
+        let free: Mutex<Vec<Self>> = Mutex::default();
+        let work = |tenant: Summary| {
+            let free = &free;
+            async move {
+                let lent = free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let mut session = match lent {
+                    Some(session) => session,
+                    None => self.another().await?,
+                };
+                let made = session.backup_of(&tenant, None).await;
+                // Of one that failed nobody knows what its session still holds.
+                if made.is_ok() {
+                    free.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+                }
+                made
+            }
         };
         let outcomes = fleet::over(tenants, fleet, work, done).await;
         self.release(&subject).await;

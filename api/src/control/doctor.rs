@@ -10,6 +10,7 @@
 mod databases;
 mod schema;
 mod servers;
+mod upkeep;
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::schema::References;
+use super::own_migrations::OwnFile;
 use super::servers::Access;
 use super::{Control, ControlError, During as _, data_keys};
 
@@ -47,6 +49,8 @@ pub struct Examination {
     pub organizations: usize,
     /// What is not as it should be.
     pub faults: Vec<Fault>,
+    /// What would be better otherwise, and harms nobody yet.
+    pub advice: Vec<Fault>,
 }
 
 impl Examination {
@@ -70,6 +74,7 @@ pub(super) struct Declared {
     role: String,
     placement: i32,
     modules: Vec<String>,
+    own: Vec<OwnFile>,
     has_key: bool,
     is_purged: bool,
     /// An operation on it is under way or was left unfinished: what it is at is not judged.
@@ -87,9 +92,31 @@ impl Declared {
 pub(super) struct Findings {
     fix: bool,
     faults: Vec<Fault>,
+    advice: Vec<Fault>,
 }
 
 impl Findings {
+    fn new(fix: bool) -> Self {
+        Self { fix, faults: Vec::new(), advice: Vec::new() }
+    }
+
+    /// Something that would be better otherwise; with `follow`, what does it.
+    async fn advise(
+        &mut self,
+        kind: &'static str,
+        subject: &str,
+        what: impl Into<String>,
+        follow: Option<impl Future<Output = Result<(), ControlError>>>,
+    ) {
+        let before = std::mem::take(&mut self.faults);
+        match follow {
+            Some(follow) => self.mend(kind, subject, what, follow).await,
+            None => self.found(kind, subject, what),
+        }
+        self.advice.append(&mut self.faults);
+        self.faults = before;
+    }
+
     /// Something that nobody can repair but its owner.
     fn found(&mut self, kind: &'static str, subject: &str, what: impl Into<String>) {
         self.faults.push(Fault {
@@ -128,7 +155,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`] when the master is away. A server that is away is a fault.
     pub async fn examine(&mut self, fix: bool) -> Result<Examination, ControlError> {
-        let mut findings = Findings { fix, faults: Vec::new() };
+        let mut findings = Findings::new(fix);
         self.examine_operations(&mut findings).await?;
         let declared = self.declared().await?;
         let servers = self.servers().await?;
@@ -148,7 +175,8 @@ impl Control {
         }
         self.examine_records(&declared, &mut findings).await?;
         let organizations = declared.iter().filter(|d| !d.is_purged).count();
-        Ok(Examination { servers: servers.len(), organizations, faults: findings.faults })
+        let Findings { faults, advice, .. } = findings;
+        Ok(Examination { servers: servers.len(), organizations, faults, advice })
     }
 
     async fn declared(&self) -> Result<Vec<Declared>, ControlError> {
@@ -166,9 +194,12 @@ impl Control {
             )
             .await
             .during("reading what the master declares")?;
+        let ids: Vec<Uuid> = rows.iter().map(|r| r.get("id")).collect();
+        let mut own = self.own_migrations_of(&ids).await?;
         Ok(rows
             .iter()
             .map(|r| Declared {
+                own: own.remove(&r.get("id")).unwrap_or_default(),
                 id: TenantId::from_uuid(r.get("id")),
                 slug: r.get("slug"),
                 status: r.get("status"),
@@ -214,13 +245,14 @@ impl Control {
         let fix = findings.fix;
         let mut looked = stream::iter(here.iter().filter(|d| d.is_served()))
             .map(|declared| async move {
-                let mut own = Findings { fix, faults: Vec::new() };
+                let mut own = Findings::new(fix);
                 databases::examine(access, declared, references, &mut own).await;
-                own.faults
+                own
             })
             .buffer_unordered(AT_ONCE);
-        while let Some(faults) = looked.next().await {
-            findings.faults.extend(faults);
+        while let Some(own) = looked.next().await {
+            findings.faults.extend(own.faults);
+            findings.advice.extend(own.advice);
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ pub(super) fn complete(keys: Vec<&str>) -> Result<(), ControlError> {
     }
 }
 
-fn known(keys: &[String]) -> Result<Vec<&'static Module>, ControlError> {
+pub(super) fn known(keys: &[String]) -> Result<Vec<&'static Module>, ControlError> {
     let mut found = Vec::new();
     for key in keys {
         let module = modules::find(key).ok_or_else(|| {

@@ -177,3 +177,42 @@ pub(crate) async fn open(
         Err(ControlError::Foreign(format!("database {database} has no identity row")))
     }
 }
+
+/// Nobody logs in with the role any more, and who has is out. Whoever is in the middle of something may finish it for as long as
+/// `grace`.
+pub(crate) async fn shut_out(
+    server: &Client,
+    role: &str,
+    database: &str,
+    grace: Duration,
+) -> Result<(), ControlError> {
+    let what = "ending the organisation's sessions";
+    let exists =
+        server.query_opt("select 1 from pg_roles where rolname = $1", &[&role]).await.during(what)?;
+    if exists.is_some() {
+        server
+            .batch_execute(&format!("alter role {} with nologin", quote_identifier(role)))
+            .await
+            .during(what)?;
+    }
+    let began = Instant::now();
+    loop {
+        let is_over = began.elapsed() >= grace;
+        let left: i64 = server
+            .query_one(
+                "select count(*) + 0 * count(*) filter (where ($3 or state = 'idle') and pg_terminate_backend(pid))
+                 from pg_stat_activity where datname = $1 and usename = $2",
+                &[&database, &role, &is_over],
+            )
+            .await
+            .during(what)?
+            .get(0);
+        if left == 0 {
+            return Ok(());
+        }
+        if began.elapsed() > grace + PATIENCE {
+            return Err(ControlError::Silent(format!("{left} sessions of {database} do not end")));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

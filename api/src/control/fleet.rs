@@ -163,12 +163,16 @@ pub(crate) async fn item<T: Serialize>(
     made
 }
 
+/// Nobody waits until these are on the master's disk (`synchronous_commit`, PostgreSQL, chapter 20.5): one that a crash of its machine
+/// takes back is an organisation that is looked at once more.
 const BEGIN: &str =
     "insert into operation_items as i (operation_id, organization_id, position, state, started_at)
-    select o.id, $3, 0, 'running', now() from operations o where o.id = $1 and o.fence = $2
+    select o.id, $3, 0, 'running', now() from operations o
+    where o.id = $1 and o.fence = $2 and set_config('synchronous_commit', 'off', true) is not null
     on conflict (operation_id, organization_id) do update
         set state = 'running', error = null, started_at = now(), finished_at = null";
 
 const END: &str = "update operation_items i set state = $4, error = $5, detail = $6, finished_at = now()
     from operations o
-    where o.id = $1 and o.fence = $2 and i.operation_id = o.id and i.organization_id = $3";
+    where o.id = $1 and o.fence = $2 and i.operation_id = o.id and i.organization_id = $3
+        and set_config('synchronous_commit', 'off', true) is not null";

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use gmah_shared::migrate::{self, Applied, Options};
+use gmah_shared::migrate::{self, Applied, MigrationSet, OWN, Options};
 use gmah_shared::tenant::TenantStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::fleet::{self, Fleet};
 use super::operations::{Again, Ask, Kind, Operation, Subject};
+use super::own_migrations::{self, OwnFile};
 use super::servers::Access;
 use super::tenants::Summary;
 use super::{Control, ControlError, During as _, data_keys};
@@ -60,7 +61,13 @@ impl Control {
         done: impl FnMut(&Outcome),
     ) -> Result<Report, ControlError> {
         let slugs: Vec<&str> = tenants.iter().map(|t| t.slug.as_str()).collect();
-        let input = json!({ "tenants": slugs, "schema": modules::fingerprint() });
+        // With a file more it is another run: what is done of an earlier one is not done of this.
+        let ids: Vec<Uuid> = tenants.iter().map(|t| t.id.as_uuid()).collect();
+        let own: usize = self.own_migrations_of(&ids).await?.values().map(Vec::len).sum();
+        let mut input = json!({ "tenants": slugs, "schema": modules::fingerprint() });
+        if own > 0 {
+            input["own"] = own.into();
+        }
         self.migrate_as(input, None, tenants, fleet, done).await
     }
 
@@ -163,7 +170,7 @@ impl Control {
         let mut outcomes = Vec::new();
         let mut left = Vec::new();
         let latest: HashMap<String, (Uuid, Value)> =
-            tenants.iter().map(|t| (t.slug.clone(), (t.id.as_uuid(), latest(&t.modules)))).collect();
+            tenants.iter().map(|t| (t.slug.clone(), (t.id.as_uuid(), latest(t)))).collect();
         for tenant in tenants {
             match known.get(&tenant.id.as_uuid()).map(|v| serde_json::from_value::<Migrated>(v.clone())) {
                 Some(Ok(made)) => {
@@ -179,11 +186,12 @@ impl Control {
         }
         self.ensure_keys(&left).await?;
         let doors = self.doors(&left).await?;
+        let own = self.own_of(&left).await?;
         let held = operation.held();
         let work = |tenant: Summary| {
-            let (master, doors) = (&self.master, &doors);
+            let (master, doors, own) = (&self.master, &doors, &own);
             async move {
-                let migrating = migrate_one(doors, &tenant, false);
+                let migrating = migrate_one(doors, &tenant, own, false);
                 fleet::item(master, held, tenant.id.as_uuid(), migrating).await
             }
         };
@@ -207,9 +215,10 @@ impl Control {
         done: impl FnMut(&Outcome),
     ) -> Result<Report, ControlError> {
         let doors = self.doors(&tenants).await?;
+        let own = self.own_of(&tenants).await?;
         let work = |tenant: Summary| {
-            let doors = &doors;
-            async move { migrate_one(doors, &tenant, true).await }
+            let (doors, own) = (&doors, &own);
+            async move { migrate_one(doors, &tenant, own, true).await }
         };
         let outcomes = fleet::over(tenants, fleet, work, done).await;
         let failed = outcomes.iter().filter(|o| !o.is_well()).count();
@@ -252,6 +261,11 @@ impl Control {
         Ok(())
     }
 
+    async fn own_of(&self, tenants: &[Summary]) -> Result<HashMap<Uuid, Vec<OwnFile>>, ControlError> {
+        let ids: Vec<Uuid> = tenants.iter().map(|t| t.id.as_uuid()).collect();
+        self.own_migrations_of(&ids).await
+    }
+
     /// How to enter the servers of those organisations.
     pub(crate) async fn doors(&self, tenants: &[Summary]) -> Result<HashMap<Uuid, Access>, ControlError> {
         let mut doors = HashMap::new();
@@ -264,20 +278,28 @@ impl Control {
     }
 }
 
-/// What the schema of an organisation with those modules is, once everything has run.
-fn latest(on: &[String]) -> Value {
-    modules::migrations(on).into_iter().map(|set| (set.name.to_owned(), Value::from(set.latest()))).collect()
+/// What the schema of an organisation is, once everything has run.
+fn latest(tenant: &Summary) -> Value {
+    let sets = modules::migrations(&tenant.modules).into_iter().map(|set| (set.name, set.latest()));
+    let own = (tenant.own_version > 0).then_some((OWN, tenant.own_version));
+    sets.chain(own).map(|(name, version)| (name.to_owned(), Value::from(version))).collect()
 }
 
 async fn migrate_one(
     doors: &HashMap<Uuid, Access>,
     tenant: &Summary,
+    own: &HashMap<Uuid, Vec<OwnFile>>,
     dry_run: bool,
 ) -> Result<Migrated, ControlError> {
     let door = doors.get(&tenant.server_id);
     let door = door.ok_or_else(|| ControlError::Foreign(format!("{}: no such server", tenant.slug)))?;
     let mut client = door.connect(&tenant.database).await?;
-    let sets = modules::migrations(&tenant.modules);
+    let files = own_migrations::files(own.get(&tenant.id.as_uuid()).map_or(&[], Vec::as_slice));
+    let own = MigrationSet { name: OWN, files: &files };
+    let mut sets = modules::migrations(&tenant.modules);
+    if !files.is_empty() {
+        sets.push(&own);
+    }
     // Most have nothing to do: one query and no lock.
     if migrate::pending(&client, &sets).await.during(&tenant.slug)?.is_empty() {
         return Ok(Migrated::default());

@@ -51,7 +51,7 @@ pub enum Kind {
     Delete,
     /// [`super::delete`]
     Undelete,
-    /// [`super::delete`]
+    /// [`super::purge`]
     Purge,
     /// [`super::portable`]
     Import,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub(crate) use export::{disk, open, sealed_of};
 pub use import::{Imported, NewFromExport};
 
 /// Tables that are the platform's, and mean nothing elsewhere.

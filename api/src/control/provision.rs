@@ -1,18 +1,22 @@
 //! Creating an organisation.
 //!
 //! ```text
-//! reserve ─► role ─► database ─► identity ─► migrations ─► administrator ─► active
+//! reserve ─► role ─► database ─► identity ─► migrations ─► administrator ─► active ─► served
 //! ```
 //!
 //! `reserve` writes every name into the master in one transaction, with the journal entry; the rest are steps that
 //! find out what is there and do what is missing. A second run with the same inputs goes on where the first was
 //! killed, or finds everything done; with other inputs the slug is taken.
 
+use std::time::Duration;
+
 use gmah_shared::hostname::Hostname;
+use gmah_shared::probe::Probe;
 use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
@@ -29,6 +33,9 @@ mod welcome;
 
 pub(crate) use ensure::{ensure_database, ensure_identity, ensure_role, hold_on_server};
 use welcome::{Welcome, ensure_administrator};
+
+/// How long a router may take to hear of somebody.
+const SERVED: Duration = Duration::from_secs(5);
 
 /// What is asked for.
 #[derive(Debug)]
@@ -86,6 +93,8 @@ pub struct Created {
     pub admin_password: Option<SecretString>,
     /// False when everything had been there.
     pub is_new: bool,
+    /// Whether a router serves it, if one was asked.
+    pub served: Option<bool>,
 }
 
 /// The names under which everything is reserved.
@@ -131,13 +140,18 @@ impl Control {
             self.place(new.server.as_deref()).await?;
         }
         let admin_password = new.admin_password.clone().unwrap_or_else(random_password);
-        let mut let_in = false;
+        let (mut let_in, mut served) = (false, None);
         let (id, is_new) = self
             .operate(ask, async |control, operation| {
-                control.build(&new, &admin_password, operation, &mut let_in).await
+                let id = control.build(&new, &admin_password, operation, &mut let_in).await?;
+                if control.config.provision.probe.is_some() {
+                    let answered = control.is_served(&host);
+                    served = Some(operation.step(&control.master, "served", answered).await?);
+                }
+                Ok(id)
             })
             .await?;
-        Ok(Created { id, host, admin_password: let_in.then_some(admin_password), is_new })
+        Ok(Created { id, host, admin_password: let_in.then_some(admin_password), is_new, served })
     }
 
     async fn build(
@@ -190,6 +204,35 @@ impl Control {
         }
         operation.did("active", &())?;
         Ok(r.id)
+    }
+
+    /// Asks the router until it serves the host, or for a while. What is not served then is there all the same.
+    async fn is_served(&self, host: &str) -> Result<bool, ControlError> {
+        let provision = &self.config.provision;
+        let Some(router) = &provision.probe else { return Ok(false) };
+        let probe = match Probe::new(router.clone(), provision.probe_ca_file.as_deref()) {
+            Ok(probe) => probe,
+            Err(e) => {
+                tracing::warn!(error = e, "[provision] probe_ca_file: no router is asked");
+                return Ok(false);
+            }
+        };
+        let deadline = Instant::now() + SERVED;
+        loop {
+            match probe.status(host).await {
+                Ok(200) => return Ok(true),
+                // It has not heard yet.
+                Ok(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(status) => {
+                    tracing::warn!(router, host, status, "the router does not serve whoever is new");
+                    return Ok(false);
+                }
+                Err(e) => {
+                    tracing::warn!(router, host, error = %e, "the router does not answer for whoever is new");
+                    return Ok(false);
+                }
+            }
+        }
     }
 
     /// Writes all names in one transaction, unless that operation has before.
@@ -389,13 +432,28 @@ impl Control {
             .execute(
                 "with gone as (update organizations set purged_at = now() where id = $1 returning id),
                  domains as (delete from organization_domains where organization_id = (select id from gone)),
-                 chores as (delete from organization_chores where organization_id = (select id from gone))
+                 chores as (delete from organization_chores where organization_id = (select id from gone)),
+                 own as (delete from organization_migrations where organization_id = (select id from gone))
                  delete from organization_keys where organization_id = (select id from gone)",
                 &[&r.id.as_uuid()],
             )
             .await
             .during("freeing the slug")?;
         Ok(())
+    }
+
+    /// Refuses what is no plan.
+    pub(crate) async fn check_plan(&self, plan: &str) -> Result<(), ControlError> {
+        let plans = self
+            .master
+            .query("select key from plans order by position limit 100", &[])
+            .await
+            .during("reading the plans")?;
+        let plans: Vec<String> = plans.iter().map(|r| r.get(0)).collect();
+        if plans.iter().any(|p| p == plan) {
+            return Ok(());
+        }
+        Err(ControlError::Usage(format!("there is no plan {plan}; there are {}", plans.join(", "))))
     }
 
     /// An api node comes by for its letters soon, and not when its next turn is.
@@ -426,13 +484,18 @@ impl Control {
     }
 }
 
+/// Refuses what is no name of an organisation.
+pub(crate) fn check_name(name: &str) -> Result<(), ControlError> {
+    if name.trim().is_empty() || name.chars().count() > 200 || name.chars().any(char::is_control) {
+        return Err(ControlError::Usage("a name has 1 to 200 characters and no control characters".into()));
+    }
+    Ok(())
+}
+
 /// Everything that can be wrong with the request, before anything is written.
 async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
     let usage = |text: String| Err(ControlError::Usage(text));
-    if new.name.trim().is_empty() || new.name.chars().count() > 200 || new.name.chars().any(char::is_control)
-    {
-        return usage("a name has 1 to 200 characters and no control characters".into());
-    }
+    check_name(&new.name)?;
     for key in &new.modules {
         if modules::find(key).is_none() {
             let known: Vec<_> = modules::OPTIONAL.iter().map(|m| m.key).collect();
@@ -443,16 +506,7 @@ async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
     if let Some(domain) = &new.domain {
         control.can_be_claimed(domain)?;
     }
-    let plans = control
-        .master
-        .query("select key from plans order by position limit 100", &[])
-        .await
-        .during("reading the plans")?;
-    let plans: Vec<String> = plans.iter().map(|r| r.get(0)).collect();
-    if !plans.contains(&new.plan) {
-        return usage(format!("there is no plan {}; there are {}", new.plan, plans.join(", ")));
-    }
-    Ok(())
+    control.check_plan(&new.plan).await
 }
 
 /// What two runs must agree on to be the same. Never a secret.

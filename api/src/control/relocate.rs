@@ -10,16 +10,15 @@
 
 use std::time::Duration;
 
-use gmah_shared::pg::quote_identifier;
 use gmah_shared::tenant::{TenantId, TenantSlug, TenantStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 use tokio_postgres::{Client, IsolationLevel};
 use uuid::Uuid;
 
 use super::backup::contents;
 use super::backup::restore::{Plan, settle};
+use super::fence::shut_out;
 use super::operations::{Again, Ask, Kind, Operation, Subject};
 use super::provision::{ensure_role, hold_on_server};
 use super::remove::drop_role;
@@ -104,7 +103,8 @@ impl Control {
             let server = self.place(Some(to)).await?;
             let placement = self.next_placement(tenant).await?;
             let database = slug.later_database_name(tenant.id, placement);
-            Ok(Plan::new(tenant, server, database, placement))
+            let held = self.numbers_of_hold(tenant).await?;
+            Ok(Plan { held, ..Plan::new(tenant, server, database, placement) })
         };
         let plan: Plan = operation.step(&self.master, "plan", plan).await?;
         let access = self.access(plan.server).await?;
@@ -115,8 +115,8 @@ impl Control {
         let from = self.access(plan.before.server).await?;
         let old = from.connect("postgres").await?;
         hold_on_server(&old, tenant.id).await?;
-        operation.step(&self.master, "close", self.hold_requests(tenant)).await?;
-        let nobody = shut_out(&old, &reserved.role, &plan.before.database);
+        operation.step(&self.master, "close", self.hold_requests(tenant.id, &plan)).await?;
+        let nobody = shut_out(&old, &reserved.role, &plan.before.database, DRAIN);
         operation.step(&self.master, "drain", nobody).await?;
         let copy = async {
             // One that failed after its switch is gone on with: what was copied is the organisation's own by now.
@@ -129,7 +129,7 @@ impl Control {
         // It takes the lock there by itself.
         drop(old);
         self.take_over(tenant.id, &plan, &server, operation, false).await?;
-        operation.step(&self.master, "open", self.release_requests(tenant.id)).await?;
+        operation.step(&self.master, "open", self.release_requests(tenant.id, &plan)).await?;
         Ok(Moved {
             slug: tenant.slug.clone(),
             server: to.to_owned(),
@@ -169,9 +169,26 @@ impl Control {
         Ok(contents.values().map(|t| t.rows).sum())
     }
 
-    /// Requests wait, if the organisation is served at all.
-    async fn hold_requests(&self, tenant: &Summary) -> Result<(), ControlError> {
+    /// What an operator has set for holds, if the organisation is served and nothing holds its requests back yet.
+    async fn numbers_of_hold(&self, tenant: &Summary) -> Result<Option<(i32, i32)>, ControlError> {
         if tenant.status != TenantStatus::Active {
+            return Ok(None);
+        }
+        let row = self
+            .master
+            .query_opt(
+                "select maintenance_hold_seconds, maintenance_hold_requests from organizations
+                 where id = $1 and maintenance_mode is null",
+                &[&tenant.id.as_uuid()],
+            )
+            .await
+            .during("reading how requests are held")?;
+        Ok(row.map(|r| (r.get(0), r.get(1))))
+    }
+
+    /// Requests wait, unless the organisation is closed in whatever other way.
+    async fn hold_requests(&self, id: TenantId, plan: &Plan) -> Result<(), ControlError> {
+        if plan.held.is_none() {
             return Ok(());
         }
         self.master
@@ -179,7 +196,7 @@ impl Control {
                 "update organizations set maintenance_mode = 'hold', maintenance_hold_seconds = $2,
                      maintenance_hold_requests = $3
                  where id = $1 and maintenance_mode is null",
-                &[&tenant.id.as_uuid(), &HOLD.0, &HOLD.1],
+                &[&id.as_uuid(), &HOLD.0, &HOLD.1],
             )
             .await
             .during("holding requests back")?;
@@ -188,11 +205,15 @@ impl Control {
         Ok(())
     }
 
-    async fn release_requests(&self, id: TenantId) -> Result<(), ControlError> {
+    /// They go on, and holds are again as an operator has set them. What an operator holds stays held.
+    async fn release_requests(&self, id: TenantId, plan: &Plan) -> Result<(), ControlError> {
+        let Some((seconds, requests)) = plan.held else { return Ok(()) };
         self.master
             .execute(
-                "update organizations set maintenance_mode = null where id = $1 and maintenance_mode = 'hold'",
-                &[&id.as_uuid()],
+                "update organizations set maintenance_mode = null, maintenance_hold_seconds = $2,
+                     maintenance_hold_requests = $3
+                 where id = $1 and maintenance_mode = 'hold'",
+                &[&id.as_uuid(), &seconds, &requests],
             )
             .await
             .during("letting requests go on")?;
@@ -218,7 +239,7 @@ impl Control {
         if !self.keeps_on(id, plan.server).await? {
             drop_role(&new, &reserved.role, id).await?;
         }
-        self.release_requests(id).await
+        self.release_requests(id, &plan).await
     }
 
     /// Whether a database of an organisation is kept on a server.
@@ -233,45 +254,6 @@ impl Control {
             .await
             .during("reading the placements")?;
         Ok(row.get(0))
-    }
-}
-
-/// Nobody logs in with the role any more. Whoever is in the middle of something may finish it, for a while.
-async fn shut_out(server: &Client, role: &str, database: &str) -> Result<(), ControlError> {
-    let what = "ending the organisation's sessions";
-    server
-        .batch_execute(&format!("alter role {} with nologin", quote_identifier(role)))
-        .await
-        .during(what)?;
-    let began = Instant::now();
-    loop {
-        let patient = began.elapsed() < DRAIN;
-        let row = server
-            .query_one(
-                "select count(*), count(*) filter (where pg_terminate_backend(pid)) from (
-                     select pid, state from pg_stat_activity where datname = $1 and usename = $2) s
-                 where not $3 or state = 'idle'",
-                &[&database, &role, &patient],
-            )
-            .await
-            .during(what)?;
-        let ended: i64 = row.get(0);
-        let left: i64 = server
-            .query_one(
-                "select count(*) from pg_stat_activity where datname = $1 and usename = $2",
-                &[&database, &role],
-            )
-            .await
-            .during(what)?
-            .get(0);
-        if left == 0 {
-            return Ok(());
-        }
-        if began.elapsed() > DRAIN * 2 {
-            return Err(ControlError::Silent(format!("{left} sessions of {database} do not end")));
-        }
-        tracing::debug!(ended, left, "sessions");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -3,7 +3,11 @@
 //! Ids, dates, amounts, states and references stay: that is what makes a copy worth trying things on. Names, addresses, notes,
 //! and whatever was sealed go; nobody's password works.
 
-use tokio_postgres::Client;
+use std::collections::BTreeSet;
+
+use gmah_shared::migrate::OWN;
+use gmah_shared::pg::quote_identifier;
+use tokio_postgres::{Client, Transaction};
 
 use super::{ControlError, During as _};
 
@@ -35,10 +39,73 @@ const SCRUB: &[(&str, &str)] = &[
     ("user_totp", "delete from user_totp"),
 ];
 
+/// What the modules' migrations make: triggers, columns, tables, functions, schemas. What there is beside them one organisation has of its own, and
+/// nobody here can say what is personal in it.
+pub(super) async fn known(db: Client) -> Result<BTreeSet<Made>, ControlError> {
+    let rows = db.query(MADE, &[]).await.during("reading the schema")?;
+    Ok(rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect())
+}
+
+/// In the order in which they are dropped: what it is, of which table, its name.
+pub(super) type Made = (i32, String, String);
+
+const MADE: &str = "
+    select 0, c.relname::text, t.tgname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
+        where c.relnamespace = 'public'::regnamespace and not t.tgisinternal
+    union all
+    select 1, c.relname::text, a.attname::text from pg_attribute a join pg_class c on c.oid = a.attrelid
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped
+    union all
+    select 2, c.relname::text, '' from pg_class c
+        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+    union all
+    select 3, p.oid::regprocedure::text, '' from pg_proc p
+        where p.pronamespace = 'public'::regnamespace
+            and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+    union all
+    select 4, n.nspname::text, '' from pg_namespace n
+        where n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'public')";
+
+async fn drop_what_is_its_own(tx: &Transaction<'_>, known: &BTreeSet<Made>) -> Result<(), ControlError> {
+    let what = "taking out what is one organisation's own";
+    let rows = tx.query(MADE, &[]).await.during(what)?;
+    let found: BTreeSet<Made> = rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect();
+    let own_table = |table: &str| !known.contains(&(2, table.to_owned(), String::new()));
+    for (kind, table, name) in found.difference(known) {
+        let (quoted, name) = (quote_identifier(table), quote_identifier(name));
+        let statement = match kind {
+            // They go with their table.
+            0 | 1 if own_table(table) => continue,
+            0 => format!("drop trigger {name} on {quoted}"),
+            1 => format!("alter table {quoted} drop column {name} cascade"),
+            3 => format!("drop routine if exists {table} cascade"),
+            4 => format!("drop schema if exists {quoted} cascade"),
+            // Gone with another one, perhaps.
+            _ => format!(
+                "do $$ declare kind text; begin
+                     select case relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
+                         else 'table' end into kind from pg_class where oid = to_regclass(format('public.%I', {0}));
+                     if kind is not null then execute format('drop %s public.%I cascade', kind, {0}); end if;
+                 end $$",
+                gmah_shared::pg::quote_literal(table)
+            ),
+        };
+        tx.batch_execute(&statement).await.during(what)?;
+    }
+    tx.execute("delete from schema_migrations where set_name = $1", &[&OWN]).await.during(what)?;
+    Ok(())
+}
+
 /// Takes what is personal out of a database that nobody uses yet; then one administrator can log in.
-pub(super) async fn all(db: &mut Client, email: &str, hash: &str) -> Result<(), ControlError> {
+pub(super) async fn all(
+    db: &mut Client,
+    known: &BTreeSet<Made>,
+    email: &str,
+    hash: &str,
+) -> Result<(), ControlError> {
     let what = "taking out what is personal";
     let tx = db.transaction().await.during(what)?;
+    drop_what_is_its_own(&tx, known).await?;
     for (table, statement) in SCRUB {
         let there = tx.query_one("select to_regclass($1) is not null", &[table]).await.during(what)?;
         if !there.get::<_, bool>(0) {

@@ -18,7 +18,7 @@ const LOCK: i64 = 0x676d_6168_5f74_706c;
 pub(super) async fn ensure(
     access: &Access,
     server: &Client,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
 ) -> Result<String, ControlError> {
     let name = format!("gmah_template_{}", migrate::fingerprint(sets));
     if exists(server, &name).await? {
@@ -34,7 +34,7 @@ async fn build(
     access: &Access,
     server: &Client,
     name: &str,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
 ) -> Result<(), ControlError> {
     if exists(server, name).await? {
         return Ok(());
@@ -66,7 +66,7 @@ async fn build(
 }
 
 /// How databases begin that are ready for somebody who is not there yet, and have that schema.
-fn ready(sets: &[&MigrationSet]) -> String {
+fn ready(sets: &[&MigrationSet<'_>]) -> String {
     format!("{READY}{}_", migrate::fingerprint(sets))
 }
 
@@ -80,7 +80,7 @@ const NOBODYS: &str = "select d.datname::text from pg_database d join pg_roles r
 /// Gives an organisation a database that is ready, if there is one: a moment's work in place of a copy.
 pub(super) async fn take_ready(
     server: &Client,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
     database: &str,
     owner: &str,
 ) -> Result<bool, ControlError> {
@@ -120,7 +120,7 @@ pub(super) async fn take_ready(
 pub(super) async fn refill(
     access: &Access,
     server: &Client,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
     wanted: usize,
 ) -> Result<usize, ControlError> {
     let what = "looking for databases that are ready";
@@ -171,6 +171,27 @@ pub(super) async fn open(server: &Client, database: &str) -> Result<(), ControlE
         ))
         .await
         .during("opening the database")
+}
+
+/// Looks at a database of that schema which is made for it, and dropped. What a killed run leaves the doctor finds by its
+/// name.
+pub(super) async fn in_scratch<T>(
+    access: &Access,
+    server: &Client,
+    sets: &[&MigrationSet<'_>],
+    look: impl AsyncFnOnce(Client) -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
+    let template = ensure(access, server, sets).await?;
+    let name = format!("gmah_doctor_{}", uuid::Uuid::new_v4().simple());
+    let (quoted, of) = (quote_identifier(&name), quote_identifier(&template));
+    retry_in_use(server, &format!("create database {quoted} template {of}"))
+        .await
+        .during("making a database for the comparison")?;
+    let seen = async { look(access.connect(&name).await?).await }.await;
+    let dropped = server.batch_execute(&format!("drop database if exists {quoted} with (force)")).await;
+    let seen = seen?;
+    dropped.during("dropping the database of the comparison")?;
+    Ok(seen)
 }
 
 async fn exists(server: &Client, name: &str) -> Result<bool, ControlError> {

@@ -1,5 +1,6 @@
 //! Listing organisations, and moving them between states.
 
+use gmah_shared::migrate::OWN;
 use gmah_shared::tenant::{TenantId, TenantSlug, TenantStatus};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -58,6 +59,9 @@ pub struct Summary {
     pub created_at: OffsetDateTime,
     #[serde(skip)]
     pub(crate) server_id: Uuid,
+    /// Highest file of its own.
+    #[serde(skip)]
+    pub(crate) own_version: i32,
 }
 
 /// Which organisations.
@@ -156,9 +160,10 @@ impl Summary {
             return Standing::Unknown;
         }
         let mut standing = Standing::Current;
-        for set in modules::migrations(&self.modules) {
-            let found = self.schema[set.name].as_i64().unwrap_or(0);
-            match found.cmp(&i64::from(set.latest())) {
+        let sets = modules::migrations(&self.modules).into_iter().map(|set| (set.name, set.latest()));
+        for (name, latest) in sets.chain([(OWN, self.own_version)]) {
+            let found = self.schema[name].as_i64().unwrap_or(0);
+            match found.cmp(&i64::from(latest)) {
                 std::cmp::Ordering::Less => return Standing::Behind,
                 std::cmp::Ordering::Greater => standing = Standing::Ahead,
                 std::cmp::Ordering::Equal => {}
@@ -275,14 +280,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Usage`] for a plan that there is not.
     pub async fn set_plan(&self, slug: &TenantSlug, plan: &str) -> Result<Summary, ControlError> {
-        let plans = self.plans().await?;
-        if !plans.iter().any(|p| p.key == plan) {
-            let known: Vec<_> = plans.iter().map(|p| p.key.as_str()).collect();
-            return Err(ControlError::Usage(format!(
-                "there is no plan {plan}; there are {}",
-                known.join(", ")
-            )));
-        }
+        self.check_plan(plan).await?;
         self.master
             .execute(
                 "with before as (select id, plan from organizations where slug = $1 and status <> 'deleted' for update),
@@ -406,6 +404,7 @@ fn summary(row: &Row) -> Result<Summary, ControlError> {
         schema: row.get("schema"),
         created_at: row.get("created_at"),
         server_id: row.get("server_id"),
+        own_version: row.get("own_version"),
     })
 }
 
@@ -415,6 +414,7 @@ const SUMMARY: &str =
     o.database_name, o.placement, o.generation, o.created_at, o.maintenance_mode, o.limits, o.pools,
     array(select f.module from organization_features f
           where f.organization_id = o.id and f.enabled order by f.module) as modules,
-    coalesce(n.health, 'healthy') as health, coalesce(n.schema, '{}') as schema
+    coalesce(n.health, 'healthy') as health, coalesce(n.schema, '{}') as schema,
+    coalesce((select max(m.version) from organization_migrations m where m.organization_id = o.id), 0) as own_version
     from organizations o join database_servers s on s.id = o.server_id
     left join organization_figures n on n.organization_id = o.id";

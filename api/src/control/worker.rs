@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::ControlConfig;
-use super::operations::{Subject, quiet};
+use super::operations::{Kind, Subject, quiet};
 use super::provision::hold_on_server;
+use super::servers::Server;
 use super::{Control, ControlError, During as _, fence, remove, template};
 use crate::modules;
 
@@ -18,6 +19,9 @@ use crate::modules;
 const PAUSE: Duration = Duration::from_secs(60);
 /// Before the first, where databases are kept ready: there may be none yet.
 const FIRST: Duration = Duration::from_secs(5);
+/// Operations that come round again: of organisations by the thousand they would fill the journal.
+const COME_ROUND: &[Kind] =
+    &[Kind::Migrate, Kind::Backup, Kind::Restore, Kind::Undo, Kind::RolePassword, Kind::Move];
 /// Organisations that one round takes of each kind of work.
 const BATCH: i64 = 50;
 
@@ -54,14 +58,17 @@ impl Control {
             return Ok(());
         }
         for operation in self.operations(None, true, 100).await? {
-            // What an administrator began over HTTP at a node that has ended: nobody sits before a terminal to go on with it.
-            if operation.abandoned && operation.actor.starts_with("admin:") {
+            // What was begun over HTTP at a node that has ended: nobody sits before a terminal to go on with it.
+            let over_http = ["admin:", "signup:"].iter().any(|who| operation.actor.starts_with(who));
+            if operation.abandoned && over_http {
                 tracing::info!(operation = %operation.id, kind = operation.kind, "goes on with what was left");
                 if let Err(e) = self.resume_operation(operation.id).await {
                     tracing::warn!(operation = %operation.id, error = %e, "not gone on with");
                 }
             }
         }
+        self.forget_signups().await?;
+        self.forget_operations().await?;
         for id in self.due_for_purge().await? {
             if let Err(e) = self.purge(id).await {
                 tracing::warn!(tenant = %id, error = %e, "not destroyed yet");
@@ -74,18 +81,14 @@ impl Control {
         }
         for server in self.servers().await?.iter().filter(|s| s.replica_of.is_none()) {
             let swept = async {
-                let access = self.access(server.id).await?;
-                let admin = access.connect("postgres").await?;
-                let sets = modules::migrations(&self.settings.default_modules);
-                let ready = self.config.provision.ready.get();
-                let made = template::refill(&access, &admin, &sets, ready).await?;
-                if made > 0 {
-                    tracing::info!(server = server.name, made, "databases made ready");
-                }
+                let admin = self.access(server.id).await?.connect("postgres").await?;
                 self.sweep_trials(&admin).await
             };
             if let Err(e) = swept.await {
-                tracing::warn!(server = server.name, error = %e, "databases of trials may be left, and none may be ready");
+                tracing::warn!(server = server.name, error = %e, "databases of trials may be left");
+            }
+            if let Err(e) = self.make_ready(server).await {
+                tracing::warn!(server = server.name, error = %e, "databases may not be ready for who is new");
             }
         }
         let Some(backups) = self.config.backups.clone() else { return Ok(()) };
@@ -106,6 +109,33 @@ impl Control {
                 }
             }
         }
+        Ok(())
+    }
+
+    async fn make_ready(&self, server: &Server) -> Result<(), ControlError> {
+        let access = self.access(server.id).await?;
+        let admin = access.connect("postgres").await?;
+        let sets = modules::migrations(&self.settings.default_modules);
+        let made = template::refill(&access, &admin, &sets, self.config.provision.ready.get()).await?;
+        if made > 0 {
+            tracing::info!(server = server.name, made, "databases made ready");
+        }
+        Ok(())
+    }
+
+    /// The journal keeps what was made and what was destroyed; of what comes round again it keeps a year.
+    async fn forget_operations(&self) -> Result<(), ControlError> {
+        let kinds: Vec<&str> = COME_ROUND.iter().map(|k| k.as_str()).collect();
+        self.master
+            .execute(
+                "delete from operations where id in (
+                     select id from operations
+                     where state in ('done', 'cancelled') and kind = any($1) and finished_at < now() - interval '1 year'
+                     order by finished_at limit 10000)",
+                &[&kinds],
+            )
+            .await
+            .during("clearing the journal")?;
         Ok(())
     }
 

@@ -55,6 +55,27 @@ pub fn reset(language: Language, recipient: &str, name: &str, organization: &str
     Letter { recipient: recipient.to_owned(), subject: line(&subject), body }
 }
 
+/// To somebody who wants an organisation, and has to show that the address is theirs.
+pub fn confirmation(language: Language, recipient: &str, organization: &str, link: &str) -> Letter {
+    let (subject, body) = match language {
+        Language::En => (
+            format!("{organization}: please confirm"),
+            format!(
+                "Hello,\n\nsomebody, you most likely, wants to open {organization} with this address. Confirm it here:\n\n\
+                 {link}\n\nIf it was not you, you need not do anything: nothing is made.\n"
+            ),
+        ),
+        Language::Fr => (
+            format!("{organization} : veuillez confirmer"),
+            format!(
+                "Bonjour,\n\nquelqu'un, sans doute vous, veut ouvrir {organization} avec cette adresse. Confirmez ici :\n\n\
+                 {link}\n\nSi ce n'était pas vous, vous n'avez rien à faire : rien ne sera créé.\n"
+            ),
+        ),
+    };
+    Letter { recipient: recipient.to_owned(), subject: line(&subject), body }
+}
+
 /// One line of at most 300 characters.
 fn line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()

@@ -15,7 +15,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 
 use super::session::{self, known};
 use super::work::Begun;
-use super::{estate, names, organizations, support};
+use super::{estate, names, organizations, signup, support};
 use crate::control::admins::Admin;
 use crate::control::backup::list::Listed as Backup;
 use crate::control::domains::Domain;
@@ -121,6 +121,13 @@ pub const TABLE: &[Route] = &[
         .takes::<estate::AddServer>(),
     Route::new("GET", "/api/v1/admin/audit", "What was done, the newest first", || get(estate::audit)).asks(estate::OF)
         .lists::<Done>(),
+
+    Route::new("GET", "/api/v1/signup/slugs", "Slugs that a name makes", || get(signup::slugs)).open()
+        .asks(signup::QUERY).shows::<signup::Proposals>(),
+    Route::new("POST", "/api/v1/signup", "Ask for an organisation: a letter comes", || post(signup::create)).open()
+        .takes::<signup::Create>().shows::<signup::Accepted>(),
+    Route::new("POST", "/api/v1/signup/confirm", "Make it, with what is in the letter", || post(signup::confirm)).open()
+        .takes::<signup::Confirm>().shows::<signup::Standing>(),
 ];
 
 /// The routes, to be put beside the pages.

@@ -35,7 +35,7 @@ use crate::server::App;
 /// How long a login lasts.
 const LIFE: Duration = Duration::from_secs(8 * 3600);
 /// For one question to the master.
-const ASKED: Duration = Duration::from_secs(5);
+pub(super) const ASKED: Duration = Duration::from_secs(5);
 const TOKEN: usize = 43;
 
 /// Where organisations have an id, the platform has none.

@@ -25,6 +25,8 @@ use crate::server::App;
 
 /// Operations that administrators may have under way at once, in one process; one more is refused at once.
 const OPERATIONS: usize = 8;
+/// Organisations that people make by themselves, at once.
+const SIGNUPS: usize = 4;
 /// Questions, which are short: they have places of their own, so that whoever waits for an operation can ask how it stands.
 const QUESTIONS: usize = 16;
 /// For a place to ask in.
@@ -35,15 +37,17 @@ const ANSWERED: Duration = Duration::from_secs(25);
 /// What a session of the control plane is opened with.
 pub(super) struct Work {
     pub(super) settings: Settings,
-    config: ControlConfig,
+    pub(super) config: ControlConfig,
     questions: Arc<Semaphore>,
     operations: Arc<Semaphore>,
+    signups: Arc<Semaphore>,
 }
 
 impl Work {
     pub(super) fn new(settings: Settings, config: ControlConfig) -> Self {
         let (questions, operations) = (Semaphore::new(QUESTIONS), Semaphore::new(OPERATIONS));
-        Self { settings, config, questions: Arc::new(questions), operations: Arc::new(operations) }
+        let (questions, operations) = (Arc::new(questions), Arc::new(operations));
+        Self { settings, config, questions, operations, signups: Arc::new(Semaphore::new(SIGNUPS)) }
     }
 
     /// Whether whoever is made administrator of an organisation is told.
@@ -230,6 +234,20 @@ where
         work(control).await
     }));
     Ok(())
+}
+
+/// A place for an operation that somebody begins who is no administrator, of which administrators' are none. 503 when all are
+/// taken.
+pub(super) fn place(app: &App) -> Result<OwnedSemaphorePermit, ApiError> {
+    app.platform.work.signups.clone().try_acquire_owned().map_err(|_| ApiError::Unavailable)
+}
+
+/// Begins it, in the name of whoever that is. Nobody waits for it.
+pub(super) fn alone<W>(app: &Arc<App>, actor: String, place: OwnedSemaphorePermit, work: W)
+where
+    W: AsyncFnOnce(&mut Control) -> Result<(), ControlError> + Send + 'static,
+{
+    drop(start(app, actor, quiet(), place, work));
 }
 
 /// What of one is not the same in the other.

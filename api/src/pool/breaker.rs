@@ -24,19 +24,22 @@ pub enum Failure {
     Authentication,
     /// The database is not this organisation's.
     WrongDatabase,
+    /// The database's schema is none that this program serves.
+    Schema,
     /// Anything else that the server said.
     Refused,
 }
 
 impl Failure {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unreachable,
         Self::Silent,
         Self::Busy,
         Self::Closed,
         Self::Authentication,
         Self::WrongDatabase,
+        Self::Schema,
         Self::Refused,
     ];
 
@@ -49,6 +52,7 @@ impl Failure {
             Self::Closed => "closed",
             Self::Authentication => "authentication",
             Self::WrongDatabase => "wrong_database",
+            Self::Schema => "schema",
             Self::Refused => "refused",
         }
     }
@@ -58,7 +62,7 @@ impl Failure {
     pub fn is_servers(self) -> bool {
         match self {
             Self::Unreachable | Self::Silent | Self::Busy => true,
-            Self::Closed | Self::Authentication | Self::WrongDatabase | Self::Refused => false,
+            Self::Closed | Self::Authentication | Self::WrongDatabase | Self::Schema | Self::Refused => false,
         }
     }
 }

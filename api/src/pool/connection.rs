@@ -1,5 +1,6 @@
 //! One connection to a tenant's database: made, proved, cleaned between uses, and closed so that the budget knows.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::budget::{Held, Slot, Usable};
 use super::proof::{self, ProofError};
 use super::socket::{LINGER, Lingering, Socket};
 use crate::config::Pool as PoolConfig;
+use crate::modules;
 
 /// Why there is no new connection.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,9 @@ pub enum ConnectError {
     /// It is not the database that it should be.
     #[error("wrong database")]
     Proof(#[source] ProofError),
+    /// It is the right one, and was not migrated, or by a later program.
+    #[error("the schema is none that this program serves: {0}")]
+    Schema(String),
     /// A member of a cluster that takes no writes.
     #[error("the host takes no writes")]
     ReadOnly,
@@ -54,6 +59,7 @@ impl ConnectError {
             Self::Timeout => Failure::Silent,
             // A cluster between two leaders.
             Self::ReadOnly => Failure::Busy,
+            Self::Schema(_) => Failure::Schema,
             Self::Postgres(e) | Self::Proof(ProofError::Query(e)) => match e.code() {
                 None => Failure::Unreachable,
                 Some(code) if *code == SqlState::INVALID_CATALOG_NAME => Failure::Closed,
@@ -85,6 +91,9 @@ impl Usable for Connection {
         !self.client.is_closed()
     }
 }
+
+/// The highest migration of each set.
+const SCHEMA: &str = "select set_name, version from schema_versions()";
 
 /// `ROLLBACK` first: the rest would fail in a broken transaction and hide in an open one. Prepared statements stay,
 /// they belong to the connection and not to a session's state (`DISCARD ALL` would throw them away).
@@ -237,6 +246,12 @@ async fn open_with(
         }
     };
     proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
+    let found = match client.query(SCHEMA, &[]).await {
+        Ok(rows) => rows.iter().map(|r| (r.get(0), r.get(1))).collect(),
+        Err(e) if e.code() == Some(&SqlState::UNDEFINED_FUNCTION) => HashMap::new(),
+        Err(e) => return Err(e.into()),
+    };
+    modules::serves(&detail.modules, &found).map_err(ConnectError::Schema)?;
     if p.hosts.are_several() && !p.is_replica {
         let row = client.query_one("select current_setting('transaction_read_only') = 'on'", &[]).await?;
         if row.get(0) {

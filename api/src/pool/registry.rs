@@ -249,6 +249,11 @@ impl Registry {
                     Err(PoolError::WrongDatabase)
                 }
                 Failure::Authentication => Err(PoolError::Authentication(e)),
+                Failure::Schema if !pool.detail.load().placement.is_replica => {
+                    tracing::error!(tenant.slug = %pool.detail.load().tenant.slug, error = %e,
+                        "not served until its database is migrated: gmah tenant migrate");
+                    Err(PoolError::Schema)
+                }
                 _ => Err(PoolError::Connect(e)),
             },
             Err(_) => Err(PoolError::Closed),

@@ -28,6 +28,7 @@ const TOP_LEVEL: &[&str] = &[
     "files",
     "backups",
     "provision",
+    "signup",
     "cache",
 ];
 
@@ -69,9 +70,7 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`] when it is not there, not TOML, or has a section nobody knows.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
-        let file = Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), text };
+        let file = Self::read(path)?;
         let table = toml::de::DeTable::parse(&file.text).map_err(|e| file.invalid(&e))?;
         for key in table.get_ref().keys() {
             if !TOP_LEVEL.contains(&key.get_ref().as_ref()) {
@@ -81,9 +80,24 @@ impl ConfigFile {
         Ok(file)
     }
 
+    /// Reads another file of the same manners, whose sections are for whoever parses it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it is not there.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+        Ok(Self { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), text })
+    }
+
     /// Where the file lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is in it.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Deserializes the whole file into a type that takes the sections it owns.

@@ -11,7 +11,7 @@ use super::restore::{Order, Restored, settle};
 use crate::auth::password;
 use crate::control::operations::{Again, Ask, Kind, Operation, Subject};
 use crate::control::provision::{NewTenant, ensure_role, hold_on_server};
-use crate::control::{Control, ControlError, During as _, features, scrub};
+use crate::control::{Control, ControlError, During as _, features, scrub, template};
 use crate::modules;
 
 impl Control {
@@ -128,13 +128,24 @@ impl Control {
                 .during("ending what was the other's")?;
             settle(&mut db, r.id, r.placement, &manifest.modules, true).await?;
             match scrub_for {
-                None => self.reseal_all(&db, manifest.organization, r.id).await.map(|_| false),
+                None => {
+                    self.copy_own_migrations(&db, manifest.organization, r.id).await?;
+                    self.reseal_all(&db, manifest.organization, r.id).await.map(|_| false)
+                }
                 Some((email, password)) => {
                     let to_hash = password.clone();
                     let hashing = tokio::task::spawn_blocking(move || password::hash(&to_hash));
                     let hash =
                         hashing.await.map_err(|_| ControlError::Password(password::HashError::Failed))??;
-                    scrub::all(&mut db, email, &hash).await.map(|()| true)
+                    // Those of modules that are switched off stay, too.
+                    let ran = db
+                        .query("select distinct set_name from schema_migrations", &[])
+                        .await
+                        .during("reading which modules it has")?;
+                    let ran: Vec<String> = ran.iter().map(|r| r.get(0)).collect();
+                    let sets = modules::migrations(&ran);
+                    let known = template::in_scratch(&access, &server, &sets, scrub::known).await?;
+                    scrub::all(&mut db, &known, email, &hash).await.map(|()| true)
                 }
             }
         };

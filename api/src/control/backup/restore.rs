@@ -80,6 +80,9 @@ pub(crate) struct Plan {
     pub(crate) placement: i32,
     /// What is used until then.
     pub(crate) before: Before,
+    /// Of a move: how long and how many requests waited before, if it is the move that makes them wait.
+    #[serde(default)]
+    pub(crate) held: Option<(i32, i32)>,
 }
 
 impl Plan {
@@ -90,7 +93,7 @@ impl Plan {
             database: tenant.database.clone(),
             placement: tenant.placement,
         };
-        Self { server, database, placement, before }
+        Self { server, database, placement, before, held: None }
     }
 }
 

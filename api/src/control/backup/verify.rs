@@ -1,6 +1,6 @@
 //! Trying a backup: restored into a database that nobody uses, counted, and dropped again.
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use gmah_shared::pg::quote_identifier;
 use ring::digest;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::restore::GROUPS;
 use super::{Manifest, contents, dump_path, file_path, hex};
 use crate::control::operations::Subject;
-use crate::control::{Control, ControlError, During as _};
+use crate::control::{Control, ControlError, During as _, template};
 
 /// Name of a database for a trial, before the id of the backup.
 pub(crate) const SCRATCH: &str = "gmah_verify_";
@@ -29,6 +29,21 @@ pub struct Verified {
 }
 
 impl Control {
+    /// Tries several, so many at once, and tells `done` of each in their order.
+    pub async fn verify_backups(
+        &self,
+        ids: &[Uuid],
+        parallel: usize,
+        mut done: impl FnMut(Uuid, Result<Verified, ControlError>),
+    ) {
+        let mut trials = stream::iter(ids)
+            .map(|id| async move { (*id, self.verify_backup(*id).await) })
+            .buffered(parallel.max(1));
+        while let Some((id, outcome)) = trials.next().await {
+            done(id, outcome);
+        }
+    }
+
     /// Tries a backup; the result is noted with it.
     ///
     /// # Errors
@@ -98,10 +113,8 @@ impl Control {
         let quoted = quote_identifier(&scratch);
         let what = "making a database for the trial";
         admin.batch_execute(&format!("drop database if exists {quoted} with (force)")).await.during(what)?;
-        admin
-            .batch_execute(&format!("create database {quoted} template template0 encoding 'UTF8'"))
-            .await
-            .during(what)?;
+        let create = format!("create database {quoted} template template0 encoding 'UTF8'");
+        template::retry_in_use(&admin, &create).await.during(what)?;
         admin.batch_execute(&format!("revoke all on database {quoted} from public")).await.during(what)?;
         // What a dump grants to these it grants by name.
         admin.batch_execute(GROUPS).await.during(what)?;

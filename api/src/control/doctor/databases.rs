@@ -1,14 +1,14 @@
 //! One organisation's database, from within.
 
-use gmah_shared::migrate::{self, MigrateError};
+use gmah_shared::migrate::{self, MigrateError, MigrationSet, OWN};
 use gmah_shared::pg::quote_identifier;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::schema::{References, Schema};
-use super::{Declared, Findings};
+use super::{Declared, Findings, upkeep};
 use crate::control::servers::Access;
-use crate::control::{ControlError, During as _};
+use crate::control::{ControlError, During as _, own_migrations};
 use crate::modules;
 
 /// Objects that are named of those that are missing.
@@ -35,7 +35,12 @@ async fn inside(
     let slug = &declared.slug;
     let mut db = access.connect(&declared.database).await?;
     identity(&db, declared, findings).await?;
-    let sets = modules::migrations(&declared.modules);
+    let files = own_migrations::files(&declared.own);
+    let own = MigrationSet { name: OWN, files: &files };
+    let mut sets = modules::migrations(&declared.modules);
+    if !files.is_empty() {
+        sets.push(&own);
+    }
     match migrate::pending(&db, &sets).await {
         Ok(pending) if pending.is_empty() => {}
         Ok(pending) => {
@@ -67,6 +72,7 @@ async fn inside(
         };
         findings.mend("schema_open", slug, "its own role may make and drop tables", mend).await;
     }
+    upkeep::examine(&db, slug, findings).await?;
     let Some(reference) = references.of(&declared.modules) else { return Ok(()) };
     let found = Schema::of(&db).await?;
     let missing = reference.missing_in(&found);

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gmah_shared::migrate;
-use gmah_shared::pg::quote_identifier;
 use tokio_postgres::Client;
 
 use crate::control::servers::Access;
@@ -35,20 +34,9 @@ impl References {
         if self.0.contains_key(&key) {
             return Ok(());
         }
-        let template = template::ensure(access, admin, &sets).await?;
-        let name = format!("gmah_doctor_{}", uuid::Uuid::new_v4().simple());
-        let quoted = quote_identifier(&name);
-        let what = "making a database for the comparison";
-        template::retry_in_use(
-            admin,
-            &format!("create database {quoted} template {}", quote_identifier(&template)),
-        )
-        .await
-        .during(what)?;
-        let schema = async { Schema::of(&access.connect(&name).await?).await }.await;
-        let dropped = admin.batch_execute(&format!("drop database if exists {quoted} with (force)")).await;
-        self.0.insert(key, schema?);
-        dropped.during("dropping the database of the comparison")
+        let look = async |db: Client| Schema::of(&db).await;
+        self.0.insert(key, template::in_scratch(access, admin, &sets, look).await?);
+        Ok(())
     }
 
     /// That of those modules.

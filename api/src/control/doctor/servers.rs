@@ -68,6 +68,16 @@ impl Control {
                 continue;
             }
             let quoted = quote_identifier(name);
+            let is_used = async {
+                let row = admin
+                    .query_one("select exists (select from pg_stat_activity where datname = $1)", &[&name])
+                    .await;
+                row.during("looking for sessions").map(|r| r.get::<_, bool>(0))
+            };
+            // Somebody is looking at it this moment.
+            if name.starts_with("gmah_doctor_") && is_used.await? {
+                continue;
+            }
             if name.ends_with("_half") || name.starts_with("gmah_verify_") || name.starts_with("gmah_doctor_")
             {
                 let drop = async {

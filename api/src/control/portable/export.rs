@@ -211,7 +211,7 @@ async fn write_table(
 }
 
 /// Sealed columns of a table.
-pub(super) fn sealed_of(table: &str) -> Vec<&'static Sealed> {
+pub(crate) fn sealed_of(table: &str) -> Vec<&'static Sealed> {
     std::iter::once(&modules::CORE)
         .chain(modules::OPTIONAL)
         .flat_map(|m| m.sealed)
@@ -220,7 +220,11 @@ pub(super) fn sealed_of(table: &str) -> Vec<&'static Sealed> {
 }
 
 /// Puts what is sealed into a row in clear.
-fn open(row: &mut Map<String, Value>, keys: &DataKeys, sealed: &[&Sealed]) -> Result<(), ControlError> {
+pub(crate) fn open(
+    row: &mut Map<String, Value>,
+    keys: &DataKeys,
+    sealed: &[&Sealed],
+) -> Result<(), ControlError> {
     for at in sealed {
         let Some(Value::String(hexed)) = row.get(at.column) else { continue };
         let bad = |why: &str| ControlError::Foreign(format!("{}.{}: {why}", at.table, at.column));
@@ -271,7 +275,7 @@ fn remove(folder: &Path) -> Result<(), ControlError> {
     }
 }
 
-pub(super) fn disk(path: &Path, e: &std::io::Error) -> ControlError {
+pub(crate) fn disk(path: &Path, e: &std::io::Error) -> ControlError {
     ControlError::Foreign(format!("{}: {e}", path.display()))
 }
 

@@ -73,7 +73,7 @@ pub(crate) async fn ensure_database(
     access: &Access,
     server: &Client,
     r: &Reserved,
-    sets: &[&MigrationSet],
+    sets: &[&MigrationSet<'_>],
 ) -> Result<(), ControlError> {
     let found = server
         .query_opt(
