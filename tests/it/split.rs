@@ -225,6 +225,13 @@ async fn a_plan_that_leaves_something_open_makes_nothing() {
     let out = m.dev.cli(&["split", "--plan", &plan, "--dry-run"]).await;
     assert!(String::from_utf8_lossy(&out.stderr).contains("or several references do"), "{out:?}");
     m.dev.execute("medkey", "alter table hospitalizations drop column brought_by").await;
+    // Nor is it over a table that has no such column itself.
+    let over = "create table invoices (id int, stay uuid references hospitalizations, other uuid references hospitalizations)";
+    m.dev.execute("medkey", over).await;
+    let (head, _) = m.good.split_once("[tables.invoices]").expect("the section");
+    let out = m.dev.cli(&["split", "--plan", &m.plan(head), "--dry-run"]).await;
+    assert!(String::from_utf8_lossy(&out.stderr).contains("invoices: nothing says whose"), "{out:?}");
+    m.dev.execute("medkey", "drop table invoices").await;
     // A folder with something else in it is not cleared away.
     std::fs::create_dir_all(work.join("photos")).expect("made");
     let plan = m.plan(&m.good);

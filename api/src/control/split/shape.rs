@@ -84,7 +84,10 @@ impl Shape {
             },
         );
         // Of several, one may be whoever wrote it down, and not whose it is.
-        match (ways.next(), ways.next()) {
+        let found = (ways.next(), ways.next());
+        // Only what is on the way here is no way: another one may come by.
+        seen.remove(table);
+        match found {
             (Some(way), None) => Some(way),
             _ => None,
         }
