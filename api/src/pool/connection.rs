@@ -1,6 +1,5 @@
 //! One connection to a tenant's database: made, proved, cleaned between uses, and closed so that the budget knows.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,9 +90,6 @@ impl Usable for Connection {
         !self.client.is_closed()
     }
 }
-
-/// The highest migration of each set.
-const SCHEMA: &str = "select set_name, version from schema_versions()";
 
 /// `ROLLBACK` first: the rest would fail in a broken transaction and hide in an open one. Prepared statements stay,
 /// they belong to the connection and not to a session's state (`DISCARD ALL` would throw them away).
@@ -245,18 +241,10 @@ async fn open_with(
             (client, drive(connection, slot, last_words))
         }
     };
-    proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
-    let found = match client.query(SCHEMA, &[]).await {
-        Ok(rows) => rows.iter().map(|r| (r.get(0), r.get(1))).collect(),
-        Err(e) if e.code() == Some(&SqlState::UNDEFINED_FUNCTION) => HashMap::new(),
-        Err(e) => return Err(e.into()),
-    };
-    modules::serves(&detail.modules, &found).map_err(ConnectError::Schema)?;
-    if p.hosts.are_several() && !p.is_replica {
-        let row = client.query_one("select current_setting('transaction_read_only') = 'on'", &[]).await?;
-        if row.get(0) {
-            return Err(ConnectError::ReadOnly);
-        }
+    let proved = proof::prove(&client, detail).await.map_err(ConnectError::Proof)?;
+    modules::serves(&detail.modules, &proved.schema).map_err(ConnectError::Schema)?;
+    if p.hosts.are_several() && !p.is_replica && !proved.takes_writes {
+        return Err(ConnectError::ReadOnly);
     }
     // deadpool's wrapper aborts the task it is given; the real driver must live on to say goodbye.
     let client = ClientWrapper::new(client, tasks::detach("nothing", async {}));
