@@ -58,7 +58,7 @@ struct Patience {
 
 #[derive(Debug, Args)]
 struct Master {
-    /// Takes the older keys out of the file at the end. Backups of the master that were made before can be opened
+    /// Takes the older keys out of the file at the end, also when it was an earlier, unfinished run that was told so. Backups of the master that were made before can be opened
     /// only with these: keep a copy with the backups.
     #[arg(long)]
     forget_older: bool,

@@ -38,7 +38,7 @@ pub(crate) struct List {
 
 impl ModuleCommand {
     pub(crate) async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
-        let control = super::control(file).await?;
+        let mut control = super::control(file).await?;
         match self {
             Self::Enable(s) => {
                 let now = control.enable_modules(&parse_slug(&s.slug)?, &s.modules).await?;

@@ -17,7 +17,8 @@ pub(crate) enum OperationCommand {
     Show(One),
     /// Goes on with one that a killed command left, or that failed.
     Resume(One),
-    /// Gives up one that a killed command left, or that failed, and removes what it had made.
+    /// Gives up one that a killed command left, or that failed, and removes what it had made. Of a switch of modules and of keys what
+    /// there is stays: the next one takes it up.
     Cancel(One),
 }
 

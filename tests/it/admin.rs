@@ -20,7 +20,7 @@ async fn send(dev: &Dev, token: Option<&str>, method: &str, path: &str, body: Op
 }
 
 /// An administrator who is logged in.
-struct Admin<'a> {
+pub(crate) struct Admin<'a> {
     dev: &'a Dev,
     token: String,
 }
@@ -34,7 +34,7 @@ impl<'a> Admin<'a> {
     }
 
     /// The one whom `gmah dev` makes.
-    async fn owner(dev: &'a Dev) -> Self {
+    pub(crate) async fn owner(dev: &'a Dev) -> Self {
         let own = &dev.info["system_admin"];
         Self::enter(dev, text(&own["email"]), text(&own["password"])).await
     }
@@ -46,7 +46,7 @@ impl<'a> Admin<'a> {
         Self::enter(dev, &email, text(&made["password"])).await
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         send(self.dev, Some(&self.token), method, &format!("{API}{path}"), body.as_ref()).await
     }
 

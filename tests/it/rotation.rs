@@ -304,3 +304,195 @@ async fn k18_an_organisations_password_is_exchanged_under_traffic() {
     assert!(refused.status.code() == Some(1) && said.contains("not this organisation's"), "{said}");
     assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200);
 }
+
+/// Kills an exchange before and after each of its steps; it is gone on with by its number, or asked for again, in turn. `well` looks
+/// what is there after each.
+async fn cut_short(
+    dev: &Dev,
+    kind: &str,
+    steps: &[&str],
+    args: &[&str],
+    config: &[&str],
+    well: impl AsyncFn(&str),
+) {
+    for step in steps {
+        for when in ["before", "after"] {
+            let at = format!("{kind}/{step}/{when}");
+            assert!(killed_at(dev, &at, &[config, args].concat()).await, "{at}");
+            let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+            assert_eq!(
+                (left.as_array().map(Vec::len), &left[0]["kind"]),
+                (Some(1), &json!(kind)),
+                "{at}: {left}"
+            );
+            let again =
+                if when == "before" { &["operation", "resume", text(&left[0]["id"])][..] } else { args };
+            dev.cli_json(&[config, again].concat()).await;
+            assert_eq!(dev.cli_json(&["operation", "list", "--unfinished"]).await, json!([]), "{at}");
+            well(&at).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_an_exchange_of_the_signing_key_is_gone_on_with() {
+    let dev = Dev::start().await;
+    let exchanged = AtomicUsize::new(0);
+    let args = ["key", "rotate", "signing"];
+    cut_short(&dev, "key.rotate_signing", &["make", "known", "switch"], &args, &[], async |at| {
+        // Asked for when it is over, it is another one.
+        let kids = exchanged.fetch_add(1, Ordering::AcqRel) + 1 + usize::from(at.ends_with("switch/after"));
+        let states = "select string_agg(state || count, ' ' order by state) from (
+            select state, count(*) from signing_keys group by state) s (state, count)";
+        assert_eq!(dev.value("gmah_master", states).await, format!("active1 retired{kids}"), "{at}");
+        assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200, "{at}");
+    })
+    .await;
+    // Given up, the next exchange takes up the key that was made.
+    assert!(killed_at(&dev, "key.rotate_signing/known/before", &args).await);
+    let next = dev.value("gmah_master", "select kid from signing_keys where state = 'next'").await;
+    let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    dev.cli_json(&["operation", "cancel", text(&left[0]["id"])]).await;
+    assert_eq!(dev.cli_json(&args).await["kid"], json!(next));
+}
+
+/// What a master key is after each exchange: the only one that seals, and the first line of the file.
+async fn seals_all(dev: &Dev, at: &str) {
+    let id =
+        dev.value("gmah_master", "select id from master_keys order by done_at desc nulls last limit 1").await;
+    assert_eq!(dev.settings().master_key.ids()[0], id, "{at}");
+    assert_eq!(sealed_otherwise(dev, &id).await, "0/true", "{at}");
+    let undone = "select count(*) from master_keys where done_at is null";
+    assert_eq!(dev.value("gmah_master", undone).await, "0", "{at}: no key is left half-way");
+    assert_eq!(dev.get("paris", "/api/v1/tenant").await.status, 200, "{at}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_an_exchange_of_the_master_key_is_gone_on_with() {
+    let dev = Dev::start().await;
+    let args = ["key", "rotate", "master"];
+    let steps = ["make", "known", "first", "reseal", "note"];
+    cut_short(&dev, "key.rotate_master", &steps, &args, &[], async |at| {
+        seals_all(&dev, at).await;
+        // The file has room for sixteen.
+        let first = std::fs::read_to_string(key_file(&dev)).expect("file");
+        let first = first.lines().next().expect("a line").to_owned();
+        std::fs::write(key_file(&dev), first + "\n").expect("written");
+    })
+    .await;
+    // Asked for otherwise, it is the same exchange. On a machine without the key's file it goes nowhere.
+    let before = std::fs::read_to_string(key_file(&dev)).expect("file");
+    assert!(killed_at(&dev, "key.rotate_master/known/before", &args).await);
+    let made = std::fs::read_to_string(key_file(&dev)).expect("file");
+    std::fs::write(key_file(&dev), &before).expect("written");
+    let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    let no = dev.cli(&["operation", "resume", text(&left[0]["id"])]).await;
+    assert!(String::from_utf8_lossy(&no.stderr).contains("is not in the file here"), "{no:?}");
+    std::fs::write(key_file(&dev), &made).expect("written");
+    let rotated = dev.cli_json(&["key", "rotate", "master", "--forget-older"]).await;
+    assert!(made.ends_with(&std::fs::read_to_string(key_file(&dev)).expect("file")), "{rotated}");
+    seals_all(&dev, "asked for otherwise").await;
+    // One that failed is that of whoever asks next, either way; and what asks after that has a key of its own.
+    dev.execute(
+        "gmah_master",
+        "insert into key_holders (node_id, role, address, master_keys, signing_keys, seen_at)
+         values (gen_random_uuid(), 'api', '192.0.2.1:9', '{00000000}', '{}', now() + interval '1 hour')",
+    )
+    .await;
+    let failed = dev.cli(&["key", "rotate", "master", "--forget-older", "--wait", "1s"]).await;
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    dev.execute("gmah_master", "delete from key_holders where address = '192.0.2.1:9'").await;
+    let mut seen = vec![rotated["id"].clone()];
+    for args in [&args[..], &args, &["key", "rotate", "master", "--forget-older"], &args] {
+        let rotated = dev.cli_json(args).await;
+        assert!(!seen.contains(&rotated["id"]), "{args:?}: {rotated} after {seen:?}");
+        seals_all(&dev, text(&rotated["id"])).await;
+        seen.push(rotated["id"].clone());
+    }
+    // Nobody finishes it from afar.
+    assert!(killed_at(&dev, "key.rotate_master/known/before", &args).await);
+    let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    let admin = crate::admin::Admin::owner(&dev).await;
+    for what in ["resume", "cancel"] {
+        let path = format!("/operations/{}/{what}", text(&left[0]["id"]));
+        let seen = admin.ask("POST", &path, None).await;
+        assert!(seen.status == 409 && seen.body.contains("on the command line"), "{seen:?}");
+    }
+    dev.cli_json(&["operation", "cancel", text(&left[0]["id"])]).await;
+    // What is given up leaves a key that opens and does not seal: the next exchange is with it.
+    let made = dev.settings().master_key.ids();
+    assert_eq!(dev.cli_json(&args).await["id"], json!(made[made.len() - 1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_older_master_keys_go_wherever_it_is_cut_short() {
+    let dev = Dev::start().await;
+    let args = ["key", "rotate", "master", "--forget-older"];
+    cut_short(&dev, "key.rotate_master", &["alone", "forget"], &args, &[], async |at| {
+        seals_all(&dev, at).await;
+        assert_eq!(dev.settings().master_key.ids().len(), 1, "{at}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k18_an_exchange_of_an_organisations_key_is_gone_on_with() {
+    let dev = Dev::start().await;
+    let config = std::fs::read_to_string(text(&dev.info["config"])).expect("configuration");
+    let quick = dev.folder().join("data/quick.toml");
+    std::fs::write(&quick, format!("{config}\n[catalog]\nttl = \"1s\"\nmax_stale = \"1s\"\n"))
+        .expect("written");
+    let path = quick.display().to_string();
+    let args = ["key", "rotate", "data", "paris"];
+    let exchanged = AtomicUsize::new(1);
+    let steps = ["make", "seals", "reseal", "remove"];
+    cut_short(&dev, "tenant.rotate_data_key", &steps, &args, &["--config", &path], async |at| {
+        // Asked for when it is over, it is another one.
+        let version =
+            exchanged.fetch_add(1, Ordering::AcqRel) + 1 + usize::from(at.ends_with("remove/after"));
+        let keys =
+            "select string_agg(version || ' ' || (exchanged_at is not null), ',') from organization_keys k
+            join organizations o on o.id = k.organization_id where slug = 'paris'";
+        assert_eq!(dev.value("gmah_master", keys).await, format!("{version} true"), "{at}");
+        let audited = "select count(*) from audit_log where action = 'key.rotate_data'";
+        assert_eq!(dev.value("gmah_master", audited).await, (version - 1).to_string(), "{at}");
+    })
+    .await;
+    // One that failed waits for another operation that was left half-way: what it had seen may not be so any more.
+    dev.set_reachable("gmah_org_paris", false).await;
+    let failed = dev.cli(&["--config", &path, "key", "rotate", "data", "paris"]).await;
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    dev.set_reachable("gmah_org_paris", true).await;
+    let failed = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    assert!(
+        killed_at(&dev, "tenant.rotate_password/server/before", &["key", "rotate", "tenant", "paris"]).await
+    );
+    let (again, resume) =
+        (["key", "rotate", "data", "paris"], ["operation", "resume", text(&failed[0]["id"])]);
+    for args in [&again[..], &resume] {
+        let no = dev.cli(&[&["--config", &path], args].concat()).await;
+        let said = String::from_utf8_lossy(&no.stderr);
+        assert!(no.status.code() == Some(1) && said.contains("tenant.rotate_password was left"), "{said}");
+    }
+    dev.cli_json(&["key", "rotate", "tenant", "paris"]).await;
+    dev.cli_json(&[&["--config", &path], &again[..]].concat()).await;
+    assert_eq!(dev.cli_json(&["operation", "list", "--unfinished"]).await, json!([]));
+    // Nothing waits for somebody to come back to it; and of another organisation of that name it is not.
+    let at = ["--config", &path, "key", "rotate", "data", "paris"];
+    assert!(killed_at(&dev, "tenant.rotate_data_key/seals/before", &at).await);
+    dev.cli_json(&["tenant", "backup", "paris"]).await;
+    assert_eq!(dev.cli_json(&["operation", "list", "--unfinished"]).await, json!([]));
+    assert!(killed_at(&dev, "tenant.rotate_data_key/seals/before", &at).await);
+    dev.execute(
+        "gmah_master",
+        "update organizations set slug = 'former' where slug = 'paris'; update organizations set slug = 'paris' where slug = 'lyon'",
+    )
+    .await;
+    let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    let no = dev.cli(&["--config", &path, "operation", "resume", text(&left[0]["id"])]).await;
+    let said = String::from_utf8_lossy(&no.stderr);
+    assert!(no.status.code() == Some(1) && said.contains("which paris is not"), "{said}");
+    let lyon = "select count(*) from organization_keys k join organizations o on o.id = k.organization_id where slug = 'paris'";
+    assert_eq!(dev.value("gmah_master", lyon).await, "1");
+    dev.cli_json(&["operation", "cancel", text(&left[0]["id"])]).await;
+}

@@ -1,7 +1,7 @@
 //! Keys of organisations' sensitive fields: made, and exchanged while everything runs.
 //!
 //! ```text
-//! new key opens everywhere ─► a while later it seals ─► what older ones sealed is sealed anew ─► they go
+//! make (opens everywhere) ─► seals (a while later) ─► reseal (what older ones sealed) ─► remove
 //! ```
 
 use std::time::Duration;
@@ -10,16 +10,17 @@ use gmah_shared::pg::quote_identifier;
 use gmah_shared::secret::MasterKey;
 use gmah_shared::secret::data::{DataKeys, Place};
 use gmah_shared::tenant::{TenantId, TenantSlug};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
-use super::operations::Subject;
+use super::operations::{Ask, Kind};
+use super::tenants::Summary;
 use super::{Control, ControlError, During as _};
 use crate::modules::{self, Sealed};
 
 /// What came of an exchange.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Rotated {
     /// Slug.
     pub slug: String,
@@ -37,19 +38,55 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`]; whatever was sealed opens all the same.
-    pub async fn rotate_data_key(&self, slug: &TenantSlug) -> Result<Rotated, ControlError> {
-        let subject = Subject::Organization(self.tenant(slug).await?.id);
-        self.hold(&subject).await?;
-        let rotated = self.rotate_held(slug).await;
-        self.release(&subject).await;
-        rotated
+    pub async fn rotate_data_key(&mut self, slug: &TenantSlug) -> Result<Rotated, ControlError> {
+        self.rotate_data_key_of(slug, None).await
     }
 
-    async fn rotate_held(&self, slug: &TenantSlug) -> Result<Rotated, ControlError> {
+    pub(crate) async fn rotate_data_key_of(
+        &mut self,
+        slug: &TenantSlug,
+        resume: Option<Uuid>,
+    ) -> Result<Rotated, ControlError> {
         let tenant = self.tenant(slug).await?;
-        ensure(&self.settings.master_key, &self.master, tenant.id).await?;
-        let version = self.newer_key(tenant.id).await?;
-        self.wait_until_it_seals(tenant.id, version).await?;
+        let ask = Ask::of(Kind::DataKey, &tenant, resume);
+        let mut had_ended = false;
+        let (rotated, _) = self
+            .operate(ask, async |control, operation| {
+                // Under the lock: it may have another database by now.
+                let tenant = control.tenant(slug).await?;
+                had_ended = control.is_exchanged(tenant.id, operation.recorded("make")?).await?;
+                let version = operation.step(&control.master, "make", control.newer_key(tenant.id)).await?;
+                let seals = control.wait_until_it_seals(tenant.id, version);
+                operation.step(&control.master, "seals", seals).await?;
+                let reseal = control.reseal_to_newest(&tenant);
+                // Also where an earlier runner has: it may have another database since, with values of the older key.
+                let resealed: u64 = operation.again(&control.master, "reseal", reseal).await?;
+                let older = control.remove_older_keys(tenant.id, version);
+                operation.step(&control.master, "remove", older).await?;
+                Ok(Rotated { slug: tenant.slug, version, resealed })
+            })
+            .await?;
+        // Whoever asks for another key gets one: this was the end of an exchange that an earlier run had all but ended.
+        if had_ended && resume.is_none() {
+            return Box::pin(self.rotate_data_key_of(slug, None)).await;
+        }
+        Ok(rotated)
+    }
+
+    async fn is_exchanged(&self, id: TenantId, version: Option<i32>) -> Result<bool, ControlError> {
+        let row = self
+            .master
+            .query_one(
+                "select exists (select from organization_keys
+                     where organization_id = $1 and version = $2 and exchanged_at is not null)",
+                &[&id.as_uuid(), &version],
+            )
+            .await
+            .during("reading the organisation's keys")?;
+        Ok(row.get(0))
+    }
+
+    async fn reseal_to_newest(&self, tenant: &Summary) -> Result<u64, ControlError> {
         let keys = self.data_keys(tenant.id).await?;
         let db = self.access(tenant.server_id).await?.connect(&tenant.database).await?;
         let mut resealed = 0;
@@ -58,9 +95,13 @@ impl Control {
                 resealed += reseal(&db, &keys, &keys, column).await?;
             }
         }
+        Ok(resealed)
+    }
+
+    /// But for those with which a backup, or a database that is kept for an undo, has sealed something: it must still be opened.
+    async fn remove_older_keys(&self, id: TenantId, version: i32) -> Result<(), ControlError> {
         self.master
             .execute(
-                // What a backup, or a database that is kept for an undo, has sealed with it must still be opened.
                 "with gone as (
                      delete from organization_keys where organization_id = $1 and version < $2
                          and not exists (select from backups b where b.organization_id = $1
@@ -68,19 +109,21 @@ impl Control {
                          and not exists (select from organization_placements p where p.organization_id = $1)
                      returning 1),
                  done as (
-                     update organization_keys set exchanged_at = now() where organization_id = $1 and version = $2)
+                     update organization_keys set exchanged_at = now()
+                     where organization_id = $1 and version = $2 and exchanged_at is null returning version)
                  insert into audit_log (actor, action, organization_id, detail)
-                 select $3, 'key.rotate_data', $1, jsonb_build_object('version', $2::int)",
-                &[&tenant.id.as_uuid(), &version, &self.actor],
+                 select $3, 'key.rotate_data', $1, jsonb_build_object('version', version) from done",
+                &[&id.as_uuid(), &version, &self.actor],
             )
             .await
             .during("removing the older key")?;
-        Ok(Rotated { slug: tenant.slug, version, resealed })
+        Ok(())
     }
 
     /// The version of a key that is newer than the one which seals: one that an earlier run made, or another.
     async fn newer_key(&self, id: TenantId) -> Result<i32, ControlError> {
         let what = "making the organisation's new key";
+        ensure(&self.settings.master_key, &self.master, id).await?;
         let rows = self
             .master
             .query(

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::backup::restore::settle;
 use super::fence::{self, shut_out};
-use super::operations::{Again, Ask, Kind, Operation, Subject};
+use super::operations::{Ask, Kind, Operation};
 use super::provision::{ensure_role, hold_on_server};
 use super::tenants::Summary;
 use super::{Control, ControlError, During as _};
@@ -76,13 +76,8 @@ impl Control {
             self.programs()?;
         }
         let ask = Ask {
-            kind: Kind::Delete,
-            subject: Subject::Organization(tenant.id),
-            organization: Some(tenant.id),
-            about: tenant.slug.clone(),
             input: json!({ "slug": tenant.slug, "grace_seconds": order.grace.as_secs(), "backup": order.backup }),
-            again: Again::Yes,
-            resume,
+            ..Ask::of(Kind::Delete, &tenant, resume)
         };
         let (deleted, _) = self
             .operate(ask, async |control, operation| {
@@ -209,15 +204,7 @@ impl Control {
         if resume.is_none() && row.get::<_, Option<bool>>("is_over").unwrap_or(false) {
             return Err(ControlError::Refused(format!("the grace of {slug} is over: it is being destroyed")));
         }
-        let ask = Ask {
-            kind: Kind::Undelete,
-            subject: Subject::Organization(tenant.id),
-            organization: Some(tenant.id),
-            about: tenant.slug.clone(),
-            input: json!({ "slug": tenant.slug }),
-            again: Again::Yes,
-            resume,
-        };
+        let ask = Ask::of(Kind::Undelete, &tenant, resume);
         self.operate(ask, async |control, operation| {
             // Under the lock: somebody may have begun to destroy it.
             control.is_whole(tenant.id).await?;

@@ -188,7 +188,8 @@ impl Control {
                      array(select f.module from organization_features f
                            where f.organization_id = o.id and f.enabled order by f.module) as modules,
                      exists (select from organization_keys k where k.organization_id = o.id) as has_key,
-                     exists (select from operations p where p.organization_id = o.id and p.state = 'running') as is_busy
+                     exists (select from operations p where p.organization_id = o.id and p.state = 'running'
+                                       and p.kind not in ('tenant.modules', 'tenant.rotate_data_key')) as is_busy
                  from organizations o order by o.slug, o.created_at",
                 &[],
             )

@@ -2,12 +2,21 @@
 //!
 //! On: its tables are made first, then the switch is thrown, so that a module is never on without its tables. Off: the
 //! switch only; the tables and what is in them stay.
+//!
+//! ```text
+//! tables ─► switch
+//! ```
+
+use std::collections::BTreeSet;
 
 use gmah_shared::migrate;
 use gmah_shared::tenant::TenantSlug;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
+use super::operations::{Ask, Kind};
 use super::tenants::Summary;
 use super::{Control, ControlError, During as _, data_keys};
 use crate::modules::{self, Module};
@@ -49,33 +58,62 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Usage`] for a module that there is not. When its tables cannot be made nothing is switched.
-    pub async fn enable_modules(&self, slug: &TenantSlug, keys: &[String]) -> Result<Summary, ControlError> {
-        let wanted = known(keys)?;
-        let tenant = self.tenant(slug).await?;
-        let after = tenant.modules.iter().map(String::as_str).chain(wanted.iter().map(|m| m.key)).collect();
-        complete(after)?;
-        let sets: Vec<_> =
-            std::iter::once(&modules::CORE).chain(wanted.iter().copied()).map(|m| &m.migrations).collect();
-        data_keys::ensure(&self.settings.master_key, &self.master, tenant.id).await?;
-        let mut db = self.access(tenant.server_id).await?.connect(&tenant.database).await?;
-        if !migrate::pending(&db, &sets).await.during(slug.as_str())?.is_empty() {
-            migrate::run(&mut db, &sets, Default::default()).await.during(slug.as_str())?;
-        }
-        self.switch(&tenant, &wanted, true).await?;
-        self.tenant(slug).await
+    pub async fn enable_modules(
+        &mut self,
+        slug: &TenantSlug,
+        keys: &[String],
+    ) -> Result<Summary, ControlError> {
+        self.switch_modules(slug, keys, true, None).await
     }
 
     /// Switches modules off; what is in their tables stays.
     ///
     /// # Errors
     /// [`ControlError::Usage`] for a module that there is not.
-    pub async fn disable_modules(&self, slug: &TenantSlug, keys: &[String]) -> Result<Summary, ControlError> {
+    pub async fn disable_modules(
+        &mut self,
+        slug: &TenantSlug,
+        keys: &[String],
+    ) -> Result<Summary, ControlError> {
+        self.switch_modules(slug, keys, false, None).await
+    }
+
+    pub(crate) async fn switch_modules(
+        &mut self,
+        slug: &TenantSlug,
+        keys: &[String],
+        on: bool,
+        resume: Option<Uuid>,
+    ) -> Result<Summary, ControlError> {
         let wanted = known(keys)?;
         let tenant = self.tenant(slug).await?;
-        let stays = |key: &&str| !wanted.iter().any(|m| m.key == *key);
-        complete(tenant.modules.iter().map(String::as_str).filter(stays).collect())?;
-        self.switch(&tenant, &wanted, false).await?;
+        complete(after(&tenant, &wanted, on))?;
+        let modules: BTreeSet<&str> = wanted.iter().map(|m| m.key).collect();
+        let ask = Ask {
+            input: json!({ "slug": tenant.slug, "modules": modules, "enabled": on }),
+            ..Ask::of(Kind::Modules, &tenant, resume)
+        };
+        self.operate(ask, async |control, operation| {
+            // Under the lock: it may have other modules by now, and another database.
+            let tenant = control.tenant(slug).await?;
+            complete(after(&tenant, &wanted, on))?;
+            if on {
+                // Also where an earlier runner has: this program may know more of them.
+                operation.again(&control.master, "tables", control.make_tables(&tenant, &wanted)).await?;
+            }
+            operation.step(&control.master, "switch", control.switch(&tenant, &wanted, on)).await
+        })
+        .await?;
         self.tenant(slug).await
+    }
+
+    async fn make_tables(&self, tenant: &Summary, wanted: &[&'static Module]) -> Result<(), ControlError> {
+        let sets: Vec<_> =
+            std::iter::once(&modules::CORE).chain(wanted.iter().copied()).map(|m| &m.migrations).collect();
+        data_keys::ensure(&self.settings.master_key, &self.master, tenant.id).await?;
+        let mut db = self.access(tenant.server_id).await?.connect(&tenant.database).await?;
+        migrate::run(&mut db, &sets, Default::default()).await.during(&tenant.slug)?;
+        Ok(())
     }
 
     /// One statement: readers hear of all modules at once, and only of what has changed.
@@ -87,6 +125,13 @@ impl Control {
             .during("switching modules")?;
         Ok(())
     }
+}
+
+/// What the organisation would have.
+fn after<'a>(tenant: &'a Summary, wanted: &[&'a Module], on: bool) -> Vec<&'a str> {
+    let others =
+        tenant.modules.iter().map(String::as_str).filter(|key| !wanted.iter().any(|m| m.key == *key));
+    others.chain(wanted.iter().filter(|_| on).map(|m| m.key)).collect()
 }
 
 /// Refuses modules without those that they need.

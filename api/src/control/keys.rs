@@ -1,15 +1,22 @@
 //! The keys that sign tenant tokens, and who knows which keys.
+//!
+//! ```text
+//! make (the next one) ─► known (to every node) ─► switch (it signs)
+//! ```
 
 use std::time::Duration;
 
 use gmah_shared::token::SigningKey;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::Instant;
+use uuid::Uuid;
 
+use super::operations::{Again, Ask, Kind, Subject};
 use super::{Control, ControlError, During as _};
 
 /// What came of an exchange.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Signs {
     /// Id of the key that signs now.
     pub kid: String,
@@ -33,7 +40,71 @@ impl Control {
     /// # Errors
     /// [`ControlError::Refused`] when a node does not learn of the new key; the older one signs on.
     pub async fn rotate_signing_key(&mut self, patience: Duration) -> Result<Signs, ControlError> {
-        let (what, actor) = ("exchanging the signing key", self.actor.clone());
+        self.rotate_signing_key_as(patience, None).await
+    }
+
+    pub(crate) async fn rotate_signing_key_as(
+        &mut self,
+        patience: Duration,
+        resume: Option<Uuid>,
+    ) -> Result<Signs, ControlError> {
+        let ask = Ask {
+            kind: Kind::SigningKey,
+            subject: Subject::Fleet("signing-key".into()),
+            organization: None,
+            about: "the signing key".into(),
+            input: json!({}),
+            again: Again::Yes,
+            resume,
+        };
+        let mut had_ended = false;
+        let (signs, _) = self
+            .operate(ask, async |control, operation| {
+                let made: Option<String> = operation.recorded("make")?;
+                had_ended = control.signs(made.as_deref()).await?;
+                let kid = operation.again(&control.master, "make", control.next_signing_key(made)).await?;
+                // Whatever an earlier runner saw: there may be other nodes by now.
+                let what = format!("signing key {kid}");
+                let known = control.wait_for_nodes("$1 = any (signing_keys)", &kid, &what, patience);
+                operation.again(&control.master, "known", known).await?;
+                let switch = control.switch_signing_key(&kid);
+                let retired: Option<String> = operation.step(&control.master, "switch", switch).await?;
+                Ok(Signs { kid, retired })
+            })
+            .await?;
+        // Whoever asks for another key gets one: this was the end of an exchange that an earlier run had all but ended.
+        if had_ended && resume.is_none() {
+            return Box::pin(self.rotate_signing_key_as(patience, None)).await;
+        }
+        Ok(signs)
+    }
+
+    async fn signs(&self, kid: Option<&str>) -> Result<bool, ControlError> {
+        let row = self
+            .master
+            .query_one(
+                "select exists (select from signing_keys where kid = $1 and state = 'active')",
+                &[&kid],
+            )
+            .await
+            .during("looking which key signs")?;
+        Ok(row.get(0))
+    }
+
+    /// The key that is to sign next: one that an earlier run made, or another. The one `made` by this operation may sign already.
+    async fn next_signing_key(&self, made: Option<String>) -> Result<String, ControlError> {
+        let what = "making a signing key";
+        let own = self
+            .master
+            .query_opt(
+                "select kid from signing_keys where kid = $1 and state in ('next', 'active')",
+                &[&made],
+            )
+            .await
+            .during(what)?;
+        if let Some(own) = own {
+            return Ok(own.get(0));
+        }
         self.ensure_signing_key().await?;
         self.make_signing_key("next").await?;
         let row = self
@@ -41,33 +112,41 @@ impl Control {
             .query_one("select kid from signing_keys where state = 'next' order by created_at limit 1", &[])
             .await
             .during(what)?;
-        let kid: String = row.get(0);
-        self.wait_for_nodes("$1 = any (signing_keys)", &kid, &format!("signing key {kid}"), patience).await?;
-        let tx = self.master.transaction().await.during(what)?;
-        let retired = tx
-            .query_opt(
-                "update signing_keys set state = 'retired', retired_at = now() where state = 'active' returning kid",
-                &[],
+        Ok(row.get(0))
+    }
+
+    /// Answers which key it is that signs no more. Also of one that signs already, when an earlier runner was killed.
+    async fn switch_signing_key(&self, kid: &str) -> Result<Option<String>, ControlError> {
+        // One key is active at any time: the second update counts the first one's rows, and so comes after it.
+        let row = self
+            .master
+            .query_one(
+                "with retired as (
+                     update signing_keys set state = 'retired', retired_at = now()
+                     where state = 'active'
+                         and exists (select from signing_keys n where n.kid = $1 and n.state = 'next')
+                     returning kid),
+                 active as (
+                     update signing_keys set state = 'active'
+                     where kid = $1 and state = 'next' and (select count(*) from retired) <= 1 returning kid),
+                 noted as (
+                     insert into audit_log (actor, action, detail)
+                     select $2, 'key.rotate_signing', jsonb_build_object('kid', a.kid, 'retired', r.kid)
+                     from active a left join retired r on true)
+                 select exists (select from active)
+                         or exists (select from signing_keys s where s.kid = $1 and s.state = 'active') as signs,
+                     coalesce((select kid from retired), (
+                         select kid from signing_keys where state = 'retired' order by retired_at desc limit 1)) as retired",
+                &[&kid, &self.actor],
             )
             .await
-            .during(what)?
-            .map(|r| r.get(0));
-        let active = tx
-            .execute("update signing_keys set state = 'active' where kid = $1 and state = 'next'", &[&kid])
-            .await
-            .during(what)?;
-        if active != 1 {
-            return Err(ControlError::Refused("somebody else exchanges the signing key right now".into()));
+            .during("exchanging the signing key")?;
+        if !row.get::<_, bool>("signs") {
+            return Err(ControlError::Refused(format!(
+                "signing key {kid} is not there any more: ask for another"
+            )));
         }
-        tx.execute(
-            "insert into audit_log (actor, action, detail)
-             values ($3, 'key.rotate_signing', jsonb_build_object('kid', $1::text, 'retired', $2::text))",
-            &[&kid, &retired, &actor],
-        )
-        .await
-        .during(what)?;
-        tx.commit().await.during(what)?;
-        Ok(Signs { kid, retired })
+        Ok(row.get("retired"))
     }
 
     /// Forgets nodes at that address which have said nothing for a minute: the operator knows that they are gone.

@@ -1,11 +1,10 @@
 //! The master key, exchanged while everything runs.
 //!
 //! ```text
-//! new key in the file ─► every node opens with it ─► first line of the file ─► every node seals with it
-//!     ─► whatever an older one sealed is sealed anew ─► the older ones may go
+//! make (a last line in the file) ─► known (every node opens with it) ─► first (every node seals with it)
+//!     ─► reseal (whatever an older one sealed) ─► alone, note, forget (the older ones may go)
 //! ```
 //!
-//! The steps are told from the file and from `master_keys`: killed at any moment, another run goes on where this one was.
 //! On more than one machine the file is copied to the others while this waits for them.
 
 use std::fs;
@@ -16,14 +15,17 @@ use std::time::Duration;
 
 use gmah_shared::secret::{MAX_KEYS, MasterKey};
 use secrecy::ExposeSecret as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::Instant;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::operations::{Again, Ask, Kind, Subject};
 use super::{Control, ControlError, During as _};
 
 /// What came of an exchange.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Reseals {
     /// Id of the key that seals now.
     pub id: String,
@@ -66,8 +68,6 @@ const PLACES: [Place; 10] = [
 const BATCH: i64 = 500;
 /// Whatever a node sealed with the older key before it had the new one is written by then.
 const SETTLE: Duration = Duration::from_secs(5);
-/// `gmah` and `mkey` in ASCII: held by an exchange.
-const LOCK: i64 = 0x676d_6168_6d6b_6579;
 /// `gmah` and `seal` in ASCII: shared by all commands, which may seal; whole for whoever takes older keys away.
 const SEALING: i64 = 0x676d_6168_7365_616c;
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -84,68 +84,151 @@ impl Control {
         forget_older: bool,
         patience: Duration,
     ) -> Result<Reseals, ControlError> {
+        self.rotate_master_key_as(forget_older, patience, None).await
+    }
+
+    pub(crate) async fn rotate_master_key_as(
+        &mut self,
+        forget_older: bool,
+        patience: Duration,
+        resume: Option<Uuid>,
+    ) -> Result<Reseals, ControlError> {
         let key = self.settings.master_key.clone();
         if forget_older && key.file().is_none() {
             return Err(ControlError::Refused(
                 "the master key comes from a variable: take the older ones out of it yourself".into(),
             ));
         }
-        // Of this session: it goes with it.
-        let alone = self.master.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await.during(WHAT)?;
-        if !alone.get::<_, bool>(0) {
-            return Err(ControlError::Refused("somebody else exchanges the master key right now".into()));
-        }
+        // What cannot be begun leaves nothing behind.
         key.reload()?;
-        let new = match self.unfinished(&key).await? {
-            Some(id) => id,
-            None => self.newer_master_key(&key).await?,
+        let left = self
+            .master
+            .query_opt("select from operations where subject = 'fleet/master-key' and state in ('running', 'failed') limit 1", &[])
+            .await
+            .during(WHAT)?;
+        if left.is_none() && self.unfinished(&key).await?.is_none() {
+            has_room(&key)?;
+        }
+        let ask = Ask {
+            kind: Kind::MasterKey,
+            subject: Subject::Fleet("master-key".into()),
+            organization: None,
+            about: "the master key".into(),
+            // Asked for either way it is the same exchange: two that were left would go on with each other's keys.
+            input: json!({}),
+            again: Again::Yes,
+            resume,
         };
-        self.wait_for_nodes("$1 = any (master_keys)", &new, &format!("master key {new}"), patience).await?;
-        if key.ids().first() != Some(&new) {
-            rewrite(&key, |lines| {
-                let at = position(lines, &new)?;
+        let mut had_ended = false;
+        let ran = self
+            .operate(ask, async |control, operation| {
+                let (master, key) = (&control.master, &key);
+                key.reload()?;
+                let made: Option<(String, bool)> = operation.recorded("make")?;
+                had_ended = control.has_sealed_all(made.as_ref().map(|(id, _)| id)).await?;
+                let make = async { Ok((control.next_master_key(key).await?, forget_older)) };
+                let (new, was_asked): (String, bool) = operation.step(master, "make", make).await?;
+                if !key.ids().contains(&new) {
+                    return Err(ControlError::Refused(format!(
+                        "master key {new} is not in the file here: bring it up to the other nodes', or gmah operation cancel {}",
+                        operation.id()
+                    )));
+                }
+                // Whatever an earlier runner saw: there may be other nodes by now, and another file.
+                operation.again(master, "known", control.is_known(&new, patience)).await?;
+                operation.again(master, "first", control.put_first(key, &new, patience)).await?;
+                let mut resealed: u64 = operation.again(master, "reseal", control.reseal(key, &new)).await?;
+                let forgets = (forget_older || was_asked) && key.ids().len() > 1;
+                if forgets {
+                    let alone = control.reseal_alone(key, &new, patience);
+                    resealed += operation.again(master, "alone", alone).await?;
+                }
+                operation.step(master, "note", control.note_master_key(&new, resealed)).await?;
+                if forgets {
+                    operation.again(master, "forget", async { forget_others(key, &new) }).await?;
+                }
+                let older = key.ids().split_off(1);
+                Ok(Reseals { id: new, resealed, older })
+            })
+            .await;
+        // This session may go on with something else, and others with theirs.
+        self.with_secrets_of_others().await;
+        let (reseals, _) = ran?;
+        // Whoever asks for another key gets one: this was the end of an exchange that an earlier run had all but ended.
+        if had_ended && resume.is_none() {
+            return Box::pin(self.rotate_master_key_as(forget_older, patience, None)).await;
+        }
+        Ok(reseals)
+    }
+
+    /// Whether everything was sealed with that key once.
+    async fn has_sealed_all(&self, id: Option<&String>) -> Result<bool, ControlError> {
+        let row = self
+            .master
+            .query_one(
+                "select exists (select from master_keys where id = $1 and done_at is not null)",
+                &[&id],
+            )
+            .await
+            .during(WHAT)?;
+        Ok(row.get(0))
+    }
+
+    async fn next_master_key(&self, key: &MasterKey) -> Result<String, ControlError> {
+        match self.unfinished(key).await? {
+            Some(id) => Ok(id),
+            None => self.newer_master_key(key).await,
+        }
+    }
+
+    async fn is_known(&self, new: &str, patience: Duration) -> Result<(), ControlError> {
+        self.wait_for_nodes("$1 = any (master_keys)", new, &format!("master key {new}"), patience).await
+    }
+
+    async fn is_first(&self, new: &str, patience: Duration) -> Result<(), ControlError> {
+        let what = format!("master key {new} as the first");
+        self.wait_for_nodes("$1 = master_keys[1]", new, &what, patience).await
+    }
+
+    /// The first line seals.
+    async fn put_first(&self, key: &MasterKey, new: &str, patience: Duration) -> Result<(), ControlError> {
+        if key.ids().first().is_none_or(|first| first != new) {
+            rewrite(key, |lines| {
+                let at = position(lines, new)?;
                 lines[..=at].rotate_right(1);
                 Ok(())
             })?;
         }
-        self.wait_for_nodes("$1 = master_keys[1]", &new, &format!("master key {new} as the first"), patience)
-            .await?;
-        let mut resealed = self.reseal(&key, &new).await?;
-        let forgets = forget_older && key.ids().len() > 1;
-        if forgets {
-            // Other commands may have begun with the older key; from here on none can begin.
-            self.alone_with_secrets(patience).await?;
-            tokio::time::sleep(SETTLE).await;
-            self.wait_for_nodes(
-                "$1 = master_keys[1]",
-                &new,
-                &format!("master key {new} as the first"),
-                patience,
-            )
-            .await?;
-            resealed += self.reseal(&key, &new).await?;
-        }
+        self.is_first(new, patience).await
+    }
+
+    /// Other commands may have begun with the older key; from here on none can begin.
+    async fn reseal_alone(
+        &self,
+        key: &MasterKey,
+        new: &str,
+        patience: Duration,
+    ) -> Result<u64, ControlError> {
+        self.alone_with_secrets(patience).await?;
+        tokio::time::sleep(SETTLE).await;
+        self.is_first(new, patience).await?;
+        self.reseal(key, new).await
+    }
+
+    async fn note_master_key(&self, new: &str, resealed: u64) -> Result<(), ControlError> {
         let count = i64::try_from(resealed).unwrap_or(i64::MAX);
         self.master
             .execute(
                 "with done as (insert into master_keys (id, done_at) values ($1, now())
-                               on conflict (id) do update set done_at = now())
+                               on conflict (id) do update set done_at = now() where master_keys.done_at is null
+                               returning id)
                  insert into audit_log (actor, action, detail)
-                 values ($3, 'key.rotate_master', jsonb_build_object('id', $1::text, 'resealed', $2::bigint))",
+                 select $3, 'key.rotate_master', jsonb_build_object('id', id, 'resealed', $2::bigint) from done",
                 &[&new, &count, &self.actor],
             )
             .await
             .during(WHAT)?;
-        if forgets {
-            rewrite(&key, |lines| {
-                let at = position(lines, &new)?;
-                lines.swap(0, at);
-                lines.truncate(1);
-                Ok(())
-            })?;
-        }
-        let older = key.ids().split_off(1);
-        Ok(Reseals { id: new, resealed, older })
+        Ok(())
     }
 
     /// Every command says that it may seal something, and knows the key that is used now.
@@ -177,6 +260,15 @@ impl Control {
     /// No other command is under way, and none begins before this session ends.
     async fn alone_with_secrets(&self, patience: Duration) -> Result<(), ControlError> {
         self.lock_sealing("select pg_try_advisory_lock($1)", patience).await
+    }
+
+    /// Ends [`Self::alone_with_secrets`], if it was begun.
+    async fn with_secrets_of_others(&self) {
+        let held = "select pg_advisory_unlock($1) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
+            and mode = 'ExclusiveLock' and granted and objsubid = 1 and ((classid::bigint << 32) | objid::bigint) = $1";
+        if let Err(e) = self.master.execute(held, &[&SEALING]).await {
+            tracing::debug!(error = %e, "lock not released by hand; it ends with the session");
+        }
     }
 
     async fn lock_sealing(&self, sql: &str, patience: Duration) -> Result<(), ControlError> {
@@ -211,20 +303,8 @@ impl Control {
 
     /// A new key as the file's last line, where it opens and does not seal.
     async fn newer_master_key(&self, key: &MasterKey) -> Result<String, ControlError> {
-        if key.file().is_none() {
-            return Err(ControlError::Refused(
-                "the master key comes from a variable: put a new one (`head -c 32 /dev/urandom | base64`) after it as \
-                 a second line, restart every node, put it before the other, restart every node, and run this again"
-                    .into(),
-            ));
-        }
+        has_room(key)?;
         let before = key.ids();
-        if before.len() >= MAX_KEYS {
-            return Err(ControlError::Refused(format!(
-                "the file holds {MAX_KEYS} keys, which is the most: keep a copy of it with the backups, take older lines \
-                 out, everywhere, and run this again"
-            )));
-        }
         let text = MasterKey::generate_text();
         let id = MasterKey::parse(&text)?.ids().swap_remove(0);
         // The one that sealed so far is an older one from now on, also if it was made before anything was noted.
@@ -279,6 +359,34 @@ impl Control {
         }
         Ok(resealed)
     }
+}
+
+/// Refuses a file that takes no other key.
+fn has_room(key: &MasterKey) -> Result<(), ControlError> {
+    if key.file().is_none() {
+        return Err(ControlError::Refused(
+            "the master key comes from a variable: put a new one (`head -c 32 /dev/urandom | base64`) after it as \
+                 a second line, restart every node, put it before the other, restart every node, and run this again"
+                    .into(),
+            ));
+    }
+    if key.ids().len() >= MAX_KEYS {
+        return Err(ControlError::Refused(format!(
+            "the file holds {MAX_KEYS} keys, which is the most: keep a copy of it with the backups, take older lines \
+                 out, everywhere, and run this again"
+        )));
+    }
+    Ok(())
+}
+
+/// Leaves that key alone in the file.
+fn forget_others(key: &MasterKey, new: &str) -> Result<(), ControlError> {
+    rewrite(key, |lines| {
+        let at = position(lines, new)?;
+        lines.swap(0, at);
+        lines.truncate(1);
+        Ok(())
+    })
 }
 
 /// Which line is the key of that id.

@@ -12,148 +12,27 @@
 
 mod hold;
 mod journal;
+mod kind;
 mod resume;
-
-use std::fmt;
 
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 pub(crate) use journal::Operation;
 pub use journal::{Event, Progress, quiet};
+use kind::KINDS;
+pub use kind::Kind;
+pub(crate) use kind::Subject;
 pub use resume::Resumed;
 use utoipa::ToSchema;
 
+use super::tenants::Summary;
 use super::{Control, ControlError, During as _};
-
-/// What an operation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(into = "&'static str")]
-pub enum Kind {
-    /// [`super::provision`]
-    Create,
-    /// [`super::migrate`]
-    Migrate,
-    /// [`super::backup`]
-    Backup,
-    /// [`super::backup::restore`]: into another database of the same organisation.
-    Restore,
-    /// [`super::backup::restore`]: back to the database before.
-    Undo,
-    /// [`super::backup::restore`]: as another organisation.
-    RestoreAs,
-    /// [`super::delete`]
-    Delete,
-    /// [`super::delete`]
-    Undelete,
-    /// [`super::purge`]
-    Purge,
-    /// [`super::portable`]
-    Import,
-    /// [`super::role_password`]
-    RolePassword,
-    /// [`super::relocate`]
-    Move,
-}
-
-const KINDS: &[Kind] = &[
-    Kind::Create,
-    Kind::Migrate,
-    Kind::Backup,
-    Kind::Restore,
-    Kind::Undo,
-    Kind::RestoreAs,
-    Kind::Delete,
-    Kind::Undelete,
-    Kind::Purge,
-    Kind::Import,
-    Kind::RolePassword,
-    Kind::Move,
-];
-
-impl Kind {
-    /// Its name in the journal and for people.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Create => "tenant.create",
-            Self::Migrate => "fleet.migrate",
-            Self::Backup => "tenant.backup",
-            Self::Restore => "tenant.restore",
-            Self::Undo => "tenant.restore_undo",
-            Self::RestoreAs => "tenant.restore_as",
-            Self::Delete => "tenant.delete",
-            Self::Undelete => "tenant.undelete",
-            Self::Purge => "tenant.purge",
-            Self::Import => "tenant.import",
-            Self::RolePassword => "tenant.rotate_password",
-            Self::Move => "tenant.move",
-        }
-    }
-
-    /// Whether one of that kind that was left unfinished is void once this one is asked for: another run does all of it, or
-    /// there is nothing left to be gone on with.
-    fn makes_void(self, earlier: &str) -> bool {
-        match self {
-            Self::Migrate | Self::Backup => earlier == self.as_str(),
-            Self::Purge => earlier == Self::Delete.as_str() || earlier == Self::Undelete.as_str(),
-            _ => false,
-        }
-    }
-
-    /// Whether one that failed has left something that another run goes on with.
-    const fn is_gone_on_with(self) -> bool {
-        matches!(self, Self::Create | Self::Migrate | Self::Undelete | Self::Purge | Self::RolePassword)
-    }
-
-    /// The kind of that name, if this program knows it.
-    pub fn parse(name: &str) -> Option<Self> {
-        KINDS.iter().copied().find(|kind| kind.as_str() == name)
-    }
-}
-
-impl From<Kind> for &'static str {
-    fn from(kind: Kind) -> Self {
-        kind.as_str()
-    }
-}
-
-/// What an operation works on, of which one operation at a time may.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Subject {
-    /// A name that is to become an organisation.
-    Slug(TenantSlug),
-    /// An organisation.
-    Organization(TenantId),
-    /// All of them, by what is done to them.
-    Fleet(String),
-}
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Slug(slug) => write!(f, "slug/{slug}"),
-            Self::Organization(id) => write!(f, "organization/{id}"),
-            Self::Fleet(what) => write!(f, "fleet/{what}"),
-        }
-    }
-}
-
-impl Subject {
-    fn parse(text: &str) -> Result<Self, ControlError> {
-        let parsed = text.split_once('/').and_then(|(what, which)| match what {
-            "slug" => TenantSlug::parse(which).ok().map(Self::Slug),
-            "organization" => which.parse().ok().map(|id| Self::Organization(TenantId::from_uuid(id))),
-            "fleet" => Some(Self::Fleet(which.to_owned())),
-            _ => None,
-        });
-        parsed.ok_or_else(|| ControlError::Foreign(format!("the journal has a subject {text:?}")))
-    }
-}
 
 /// An operation as operators see it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -243,6 +122,21 @@ pub(crate) struct Ask {
     pub(crate) resume: Option<Uuid>,
 }
 
+impl Ask {
+    /// What is done to one organisation, as often as it is asked for.
+    pub(crate) fn of(kind: Kind, tenant: &Summary, resume: Option<Uuid>) -> Self {
+        Self {
+            kind,
+            subject: Subject::Organization(tenant.id),
+            organization: Some(tenant.id),
+            about: tenant.slug.clone(),
+            input: json!({ "slug": tenant.slug }),
+            again: Again::Yes,
+            resume,
+        }
+    }
+}
+
 /// When the very same was asked for before, and is done.
 pub(crate) enum Again {
     /// It is done again; one that was left unfinished is gone on with.
@@ -268,7 +162,7 @@ impl Control {
     {
         // Held until this session ends, also by a kill.
         let subject = ask.subject.clone();
-        self.hold(&subject).await?;
+        self.hold_of(&subject, &ask.about).await?;
         let ran = self.operate_held(ask, work).await;
         self.release(&subject).await;
         ran
@@ -279,14 +173,27 @@ impl Control {
         T: Serialize + DeserializeOwned,
         W: AsyncFnOnce(&mut Self, &mut Operation) -> Result<T, ControlError>,
     {
-        let (same, other) = self.before(&ask).await?;
-        let id = match same {
-            _ if ask.resume.is_some() => ask.resume.unwrap_or_default(),
-            Some(same)
-                if same.state == "running" || (same.state == "failed" && ask.kind.is_gone_on_with()) =>
-            {
-                same.id
+        if let Some(id) = ask.resume {
+            // Its organisation may be gone, and the name another one's.
+            let subject = self.operation(id).await?.listed.subject;
+            if subject != ask.subject.to_string() {
+                return Err(ControlError::Refused(format!(
+                    "operation {id} is about {subject}, which {} is not: gmah operation cancel {id}",
+                    ask.about
+                )));
             }
+        }
+        let (same, other) = self.before(&ask).await?;
+        let other = other.filter(|(id, _)| Some(*id) != ask.resume);
+        let left = same.as_ref().filter(|same| match same.state.as_str() {
+            "running" => true,
+            // Not while another one stands half-way: what this one had seen may not be so any more.
+            "failed" => ask.kind.is_gone_on_with() && other.is_none(),
+            _ => false,
+        });
+        let goes_on = ask.resume.filter(|_| other.is_none()).or(left.map(|same| same.id));
+        let id = match same {
+            _ if goes_on.is_some() => goes_on.unwrap_or_default(),
             Some(same) if same.state == "done" && matches!(ask.again, Again::Unless(Some(_))) => {
                 let known = serde_json::from_value(same.result.unwrap_or_default());
                 let known = known.map_err(|e| {
@@ -295,7 +202,9 @@ impl Control {
                 return Ok((known, false));
             }
             _ => {
-                if let Again::Unless(Some(reason)) = ask.again {
+                if ask.resume.is_none()
+                    && let Again::Unless(Some(reason)) = ask.again
+                {
                     return Err(reason);
                 }
                 if let Some((id, kind)) = other {

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::backup::contents;
 use super::backup::restore::{Plan, settle};
 use super::fence::shut_out;
-use super::operations::{Again, Ask, Kind, Operation, Subject};
+use super::operations::{Ask, Kind, Operation};
 use super::provision::{ensure_role, hold_on_server};
 use super::remove::drop_role;
 use super::tenants::Summary;
@@ -69,13 +69,8 @@ impl Control {
             self.place(Some(server)).await?;
         }
         let ask = Ask {
-            kind: Kind::Move,
-            subject: Subject::Organization(tenant.id),
-            organization: Some(tenant.id),
-            about: tenant.slug.clone(),
             input: json!({ "slug": tenant.slug, "server": server }),
-            again: Again::Yes,
-            resume,
+            ..Ask::of(Kind::Move, &tenant, resume)
         };
         let (moved, _) = self
             .operate(ask, async |control, operation| {

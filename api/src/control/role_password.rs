@@ -14,10 +14,9 @@ use gmah_shared::secret::random_password;
 use gmah_shared::tenant::{TenantId, TenantSlug};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use uuid::Uuid;
 
-use super::operations::{Again, Ask, Kind, Subject};
+use super::operations::{Ask, Kind};
 use super::provision::hold_on_server;
 use super::remove::mark;
 use super::{Control, ControlError, During as _};
@@ -49,15 +48,7 @@ impl Control {
         resume: Option<Uuid>,
     ) -> Result<Exchanged, ControlError> {
         let tenant = self.there(slug).await?;
-        let ask = Ask {
-            kind: Kind::RolePassword,
-            subject: Subject::Organization(tenant.id),
-            organization: Some(tenant.id),
-            about: tenant.slug.clone(),
-            input: json!({ "slug": tenant.slug }),
-            again: Again::Yes,
-            resume,
-        };
+        let ask = Ask::of(Kind::RolePassword, &tenant, resume);
         let (exchanged, _) = self
             .operate(ask, async |control, operation| {
                 // Under the lock: what was read before may be what another operation has left.

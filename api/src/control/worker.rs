@@ -20,8 +20,18 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// Before the first, where databases are kept ready: there may be none yet.
 const FIRST: Duration = Duration::from_secs(5);
 /// Operations that come round again: of organisations by the thousand they would fill the journal.
-const COME_ROUND: &[Kind] =
-    &[Kind::Migrate, Kind::Backup, Kind::Restore, Kind::Undo, Kind::RolePassword, Kind::Move];
+const COME_ROUND: &[Kind] = &[
+    Kind::Migrate,
+    Kind::Backup,
+    Kind::Restore,
+    Kind::Undo,
+    Kind::RolePassword,
+    Kind::Move,
+    Kind::Modules,
+    Kind::DataKey,
+    Kind::SigningKey,
+    Kind::MasterKey,
+];
 /// Organisations that one round takes of each kind of work.
 const BATCH: i64 = 50;
 
@@ -181,7 +191,8 @@ impl Control {
                  join organizations o on o.id = k.organization_id
                  where k.id = $1 and k.kept_until < now()
                      and (o.server_id, o.database_name) <> (k.server_id, k.database_name)
-                     and not exists (select from operations p where p.organization_id = o.id and p.state = 'running')",
+                     and not exists (select from operations p where p.organization_id = o.id and p.state = 'running'
+                                       and p.kind not in ('tenant.modules', 'tenant.rotate_data_key'))",
                 &[&kept],
             )
             .await

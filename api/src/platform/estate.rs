@@ -109,26 +109,33 @@ pub(super) async fn operation(
     ask(&admin, async move |control| control.operation(id).await).await.map(Json).map_err(gone)
 }
 
-/// 202; one that was left unfinished is gone on with. 409 `refused` when there is nothing to go on with.
+/// 202; one that was left unfinished is gone on with. 409 `refused` when there is nothing to go on with, and of an exchange of the
+/// platform's keys.
 pub(super) async fn resume_operation(
     admin: Administrator,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<(StatusCode, Json<Begun>), ApiError> {
     let id = id(path)?;
-    let of = async move |control: &mut Control| control.organization_of(id).await;
+    let of = async move |control: &mut Control| {
+        control.is_of_no_platform_key(id).await?;
+        control.organization_of(id).await
+    };
     let begun = begin(&admin, of, json!({ "resumed": id }), async move |control| {
         control.resume_operation(id).await.map(drop)
     });
     Ok((StatusCode::ACCEPTED, Json(begun.await.map_err(gone)?)))
 }
 
-/// 200; one that was left unfinished is given up, and what it had made is removed.
+/// 200; one that was left unfinished is given up, and what it had made is removed. 409 `refused` of an exchange of the platform's keys.
 pub(super) async fn cancel_operation(
     admin: Administrator,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, ApiError> {
     let id = id(path)?;
-    let cancel = async move |control: &mut Control| control.cancel_operation(id).await;
+    let cancel = async move |control: &mut Control| {
+        control.is_of_no_platform_key(id).await?;
+        control.cancel_operation(id).await
+    };
     act(&admin, json!({ "cancelled": id }), cancel).await.map(Json).map_err(gone)
 }
 
@@ -254,16 +261,16 @@ pub(super) async fn migrate(
     body: Body<Migrate>,
 ) -> Result<(StatusCode, Json<Begun>), ApiError> {
     let Migrate { organizations, canaries, parallel } = body.value;
-    let parallel = parallel.unwrap_or(4);
-    if !(1..=64).contains(&parallel) {
+    if parallel.is_some_and(|n| !(1..=64).contains(&n)) {
         return Err(ApiError::invalid("parallel", "must be from 1 to 64"));
     }
+    let usual = Fleet::default();
+    let parallel = parallel.map_or(usual.parallel, usize::from);
     let slugs = organizations
         .map(|all| all.iter().map(|s| parse_slug(s)).collect::<Result<Vec<_>, ControlError>>())
         .transpose()
         .map_err(|e| ApiError::invalid("organizations", &e.to_string()))?;
-    let fleet =
-        Fleet { parallel: parallel.into(), canaries: canaries.unwrap_or(0).into(), ..Fleet::default() };
+    let fleet = Fleet { parallel, canaries: canaries.unwrap_or(0).into(), ..usual };
     let about = json!({ "organizations": slugs });
     let begun = begin(
         &admin,

@@ -18,10 +18,15 @@ impl Control {
     /// # Errors
     /// [`ControlError::Refused`] while another runner has it.
     pub(crate) async fn hold(&self, subject: &Subject) -> Result<(), ControlError> {
+        self.hold_of(subject, &subject.to_string()).await
+    }
+
+    /// The same, with a name for people.
+    pub(super) async fn hold_of(&self, subject: &Subject, name: &str) -> Result<(), ControlError> {
         let deadline = Instant::now() + PATIENCE;
         while !self.try_hold(subject).await? {
             if Instant::now() > deadline {
-                return Err(ControlError::Refused(format!("another command is at work on {subject}")));
+                return Err(ControlError::Refused(format!("another command is at work on {name}")));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,5 +1,7 @@
 //! Going on with an operation that was left unfinished, or giving it up.
 
+use std::time::Duration;
+
 use gmah_shared::tenant::TenantId;
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -12,6 +14,9 @@ use crate::control::portable::NewFromExport;
 use crate::control::provision::NewTenant;
 use crate::control::relocate;
 use crate::control::{Control, ControlError, During as _, parse_slug};
+
+/// For nodes that are to learn of a key.
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// What came of going on.
 #[derive(Debug)]
@@ -54,8 +59,7 @@ impl Control {
                 admin_password = imported.admin_password;
             }
             Kind::Delete => {
-                let grace =
-                    std::time::Duration::from_secs(input["grace_seconds"].as_u64().unwrap_or_default());
+                let grace = Duration::from_secs(input["grace_seconds"].as_u64().unwrap_or_default());
                 let order = Deletion { grace, backup: input["backup"].as_bool().unwrap_or(true) };
                 self.delete_of(&tenant(&input["slug"])?, order, resume).await?;
             }
@@ -64,6 +68,17 @@ impl Control {
                 self.move_of(&tenant(&input["slug"])?, &server, resume).await?;
             }
             Kind::RolePassword => drop(self.rotate_role_password_of(&tenant(&input["slug"])?, resume).await?),
+            Kind::Modules => {
+                let keys: Vec<String> = serde_json::from_value(input["modules"].clone()).unwrap_or_default();
+                let on = input["enabled"].as_bool().unwrap_or_default();
+                self.switch_modules(&tenant(&input["slug"])?, &keys, on, resume).await?;
+            }
+            Kind::DataKey => drop(self.rotate_data_key_of(&tenant(&input["slug"])?, resume).await?),
+            Kind::SigningKey => drop(self.rotate_signing_key_as(PATIENCE, resume).await?),
+            Kind::MasterKey => {
+                // What was asked for is noted with the key, once there is one.
+                self.rotate_master_key_as(false, PATIENCE, resume).await?;
+            }
             Kind::Undelete => drop(self.undelete_of(&tenant(&input["slug"])?, resume).await?),
             Kind::Purge => {
                 let id = input["id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
@@ -75,6 +90,21 @@ impl Control {
             }
         }
         Ok(Resumed { operation: self.operation(id).await?, admin_password })
+    }
+
+    /// Refuses an exchange of a key that is the platform's own: whoever goes on with it, or gives it up, has a shell where the key's
+    /// file is.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`].
+    pub(crate) async fn is_of_no_platform_key(&self, id: Uuid) -> Result<(), ControlError> {
+        let kind = Kind::parse(&self.operation(id).await?.listed.kind);
+        if matches!(kind, Some(Kind::SigningKey | Kind::MasterKey)) {
+            return Err(ControlError::Refused(format!(
+                "keys of the platform are exchanged on the command line: gmah operation show {id}"
+            )));
+        }
+        Ok(())
     }
 
     /// Gives up an operation that was left unfinished, and removes what it had made.
@@ -107,6 +137,8 @@ impl Control {
             Kind::Create | Kind::RestoreAs | Kind::Import => self.unmake(id).await,
             // What ran has run; there is nothing that would go back.
             Kind::Migrate => Ok(()),
+            // Whichever key seals or signs goes on; the next exchange takes up the newer one. Without its switch a module is off.
+            Kind::SigningKey | Kind::MasterKey | Kind::DataKey | Kind::Modules => Ok(()),
             Kind::Backup => self.cancel_backup(id).await,
             Kind::Restore | Kind::Undo => self.cancel_restore(id).await,
             Kind::Delete => self.cancel_deletion(id).await,
@@ -145,7 +177,7 @@ fn resumable(shown: &Shown) -> Result<Kind, ControlError> {
         .ok_or_else(|| ControlError::Refused(format!("this program knows no operation {}", listed.kind)))?;
     match (listed.state.as_str(), listed.abandoned) {
         ("failed", _) if !kind.is_gone_on_with() => Err(ControlError::Refused(format!(
-            "operation {} failed, and what it had made is removed: ask for another",
+            "operation {} failed, and there is nothing to go on with: ask for another",
             listed.id
         ))),
         ("running", false) => Err(ControlError::Refused(format!("operation {} is running", listed.id))),
