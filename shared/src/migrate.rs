@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// One file.
@@ -144,14 +146,18 @@ pub async fn run(
     sets: &[&MigrationSet<'_>],
     options: Options,
 ) -> Result<Vec<Applied>, MigrateError> {
-    lock(client, options.runner_timeout).await?;
-    let result = run_locked(client, sets, options).await;
-    // The lock dies with the session anyway; a failed unlock must not hide the result.
-    let unlocked = client.execute("select pg_advisory_unlock($1)", &[&LOCK]).await;
+    let done = lock(client, options.runner_timeout).await?;
+    let result = run_locked(client, sets, options, done).await;
+    unlock(client).await;
+    result
+}
+
+/// The lock dies with the session anyway; a failed unlock must not hide the result.
+async fn unlock(client: &Client) {
+    let unlocked = client.query_typed("select pg_advisory_unlock($1)", &[(&LOCK, Type::INT8)]).await;
     if let Err(e) = unlocked {
         tracing::debug!(error = %e, "advisory lock not released by hand");
     }
-    result
 }
 
 /// What is pending, without running or locking anything.
@@ -159,7 +165,7 @@ pub async fn run(
 /// # Errors
 /// As [`run`], for changed files and databases that are ahead.
 pub async fn pending(client: &Client, sets: &[&MigrationSet<'_>]) -> Result<Vec<Applied>, MigrateError> {
-    let done = applied(client).await?;
+    let done = applied(client).await?.unwrap_or_default();
     let mut out = Vec::new();
     for set in sets {
         out.extend(missing(set, &done)?.into_iter().map(|f| entry(set, f)));
@@ -171,25 +177,34 @@ async fn run_locked(
     client: &mut Client,
     sets: &[&MigrationSet<'_>],
     options: Options,
+    done: Option<Done>,
 ) -> Result<Vec<Applied>, MigrateError> {
-    let ms = options.lock_timeout.as_millis();
-    client
-        .batch_execute(&format!("set lock_timeout = {ms}; set client_min_messages = warning; {TABLE}"))
-        .await?;
-    let done = applied(client).await?;
-    let mut out = Vec::new();
-    if options.dry_run {
-        client.batch_execute("begin").await?;
-    }
+    let is_new = done.is_none();
+    let done = done.unwrap_or_default();
+    let mut left = Vec::new();
     for set in sets {
-        for file in missing(set, &done)? {
-            let outcome = apply(client, set, file, options.dry_run).await;
-            if outcome.is_err() && options.dry_run {
-                client.batch_execute("rollback").await?;
-            }
-            outcome?;
-            out.push(entry(set, file));
+        left.extend(missing(set, &done)?.into_iter().map(|file| (*set, file)));
+    }
+    // Most have nothing to do.
+    if left.is_empty() && !is_new {
+        return Ok(Vec::new());
+    }
+    let ms = options.lock_timeout.as_millis();
+    let table = if is_new { TABLE } else { "" };
+    let begin = if options.dry_run { "begin" } else { "" };
+    client
+        .batch_execute(&format!(
+            "set lock_timeout = {ms}; set client_min_messages = warning; {table}; {begin}"
+        ))
+        .await?;
+    let mut out = Vec::new();
+    for (set, file) in left {
+        let outcome = apply(client, set, file, options.dry_run).await;
+        if outcome.is_err() && options.dry_run {
+            client.batch_execute("rollback").await?;
         }
+        outcome?;
+        out.push(entry(set, file));
     }
     if options.dry_run {
         client.batch_execute("rollback").await?;
@@ -199,7 +214,7 @@ async fn run_locked(
 }
 
 async fn apply(
-    client: &mut Client,
+    client: &Client,
     set: &MigrationSet<'_>,
     file: &Migration<'_>,
     dry_run: bool,
@@ -213,8 +228,15 @@ async fn apply(
     };
     let failed = |source| failed_at(String::new(), source);
     let checksum = checksum(file.sql);
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-        [&set.name, &file.version, &file.name, &checksum];
+    let record = || {
+        let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+            (&set.name, Type::TEXT),
+            (&file.version, Type::INT4),
+            (&file.name, Type::TEXT),
+            (&checksum, Type::BYTEA),
+        ];
+        async move { client.execute_typed(RECORD, &params).await }
+    };
     let alone = file.sql.starts_with("-- gmah: no-transaction");
     if dry_run {
         if !alone {
@@ -222,12 +244,19 @@ async fn apply(
         }
     } else if alone {
         execute(client, file.sql).await.map_err(|(at, source)| failed_at(at, source))?;
-        client.execute(RECORD, &params).await.map_err(failed)?;
+        record().await.map_err(failed)?;
     } else {
-        let tx = client.transaction().await.map_err(failed)?;
-        execute(tx.client(), file.sql).await.map_err(|(at, source)| failed_at(at, source))?;
-        tx.execute(RECORD, &params).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        client.batch_execute("begin").await.map_err(failed)?;
+        // What is recorded waits for the file: one that ends the transaction itself and fails after that would be noted as done.
+        if let Err((at, source)) = execute(client, file.sql).await {
+            // What matters is why the file failed; the transaction ends with the session at the latest.
+            let _ = client.batch_execute("rollback").await;
+            return Err(failed_at(at, source));
+        }
+        // In this order, with one wait. When the first fails, the second takes everything back (PostgreSQL, reference page of COMMIT).
+        let (recorded, committed) = futures::join!(record(), client.batch_execute("commit"));
+        recorded.map_err(failed)?;
+        committed.map_err(failed)?;
     }
     Ok(())
 }
@@ -253,12 +282,18 @@ async fn execute(client: &Client, sql: &str) -> Result<(), (String, tokio_postgr
     Ok(())
 }
 
-async fn lock(client: &Client, patience: Duration) -> Result<(), MigrateError> {
+/// Takes the lock, and reads what was applied before; nothing is known of a database without the table.
+async fn lock(client: &Client, patience: Duration) -> Result<Option<Done>, MigrateError> {
     let deadline = Instant::now() + patience;
     loop {
-        let row = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?;
-        if row.get(0) {
-            return Ok(());
+        let taken = client.query_typed_one("select pg_try_advisory_lock($1)", &[(&LOCK, Type::INT8)]);
+        // One wait: the driver sends what is polled first first.
+        let (taken, done) = futures::join!(taken, applied(client));
+        if taken?.get(0) {
+            if done.is_err() {
+                unlock(client).await;
+            }
+            return done;
         }
         if Instant::now() >= deadline {
             return Err(MigrateError::Busy);
@@ -269,15 +304,16 @@ async fn lock(client: &Client, patience: Duration) -> Result<(), MigrateError> {
 
 type Done = BTreeMap<(String, i32), Vec<u8>>;
 
-async fn applied(client: &Client) -> Result<Done, MigrateError> {
-    let exists: bool =
-        client.query_one("select to_regclass('public.schema_migrations') is not null", &[]).await?.get(0);
-    if !exists {
-        return Ok(Done::new());
-    }
+async fn applied(client: &Client) -> Result<Option<Done>, MigrateError> {
     // A few dozen rows at most: one for each file ever applied here.
-    let rows = client.query("select set_name, version, checksum from public.schema_migrations", &[]).await?;
-    Ok(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect())
+    let found =
+        client.query_typed("select set_name, version, checksum from public.schema_migrations", &[]).await;
+    let rows = match found {
+        Ok(rows) => rows,
+        Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Some(rows.iter().map(|r| ((r.get(0), r.get(1)), r.get(2))).collect()))
 }
 
 fn missing<'a>(set: &MigrationSet<'a>, done: &Done) -> Result<Vec<&'a Migration<'a>>, MigrateError> {

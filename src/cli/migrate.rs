@@ -20,7 +20,7 @@ pub(crate) struct Migrate {
     #[arg(long, conflicts_with = "dry_run")]
     resume: bool,
     /// Organisations at once on each server.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: u16,
     /// So many before all others; if one of them fails nobody else is begun.
     #[arg(long, default_value_t = 0)]

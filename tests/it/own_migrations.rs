@@ -92,6 +92,17 @@ async fn one_organisation_has_files_of_its_own() {
     assert!(why.contains("own/0003_broken") && why.contains("line 2"), "{why}");
     let removed = dev.cli_json(&["tenant", "migration", "remove", "paris"]).await;
     assert_eq!(removed["version"], 3, "{removed}");
+    // Nor is one noted as done that ends the transaction itself and fails after that.
+    let escapes = file(&dev, "0003_escapes.sql", "create table escaped (x int);\ncommit;\nselect 1 / 0");
+    dev.cli_json(&["tenant", "migration", "add", "paris", &escapes]).await;
+    for _ in 0..2 {
+        let out = dev.cli(&["tenant", "migrate", "paris", "--json"]).await;
+        let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        assert_eq!(out.status.code(), Some(3), "{report}");
+        assert!(text(&of(&report, "paris")["error"]).contains("own/0003_escapes"), "{report}");
+    }
+    dev.execute("gmah_org_paris", "drop table escaped").await;
+    dev.cli_json(&["tenant", "migration", "remove", "paris"]).await;
     let (code, said) = refused(&dev, &["tenant", "migration", "remove", "paris"]).await;
     assert!(code == Some(1) && said.contains("0002_by_phone has run"), "{said}");
     let (code, said) = refused(&dev, &["tenant", "migration", "remove", "lyon"]).await;

@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use futures::stream;
 use serde::Serialize;
 use serde_json::Value;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
 use super::operations::Operation;
@@ -34,7 +34,7 @@ pub struct Fleet {
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self { parallel: 4, canaries: 0, max_failures: 10 }
+        Self { parallel: 6, canaries: 0, max_failures: 10 }
     }
 }
 
@@ -142,25 +142,46 @@ pub(crate) async fn manifest(
     Ok(done.iter().map(|r| (r.get(0), r.get(1))).collect())
 }
 
-/// Does one organisation's part, noted before and after.
-pub(crate) async fn item<T: Serialize>(
-    master: &Client,
+/// Notes of each organisation how far a run has come with it.
+pub(crate) struct Items<'a> {
+    master: &'a Client,
     operation: (Uuid, i64),
-    id: Uuid,
-    work: impl Future<Output = Result<T, ControlError>>,
-) -> Result<T, ControlError> {
-    let what = "writing the manifest";
-    let begun = master.execute(BEGIN, &[&operation.0, &operation.1, &id]).await.during(what)?;
-    if begun == 0 {
-        return Err(ControlError::Refused(format!("operation {} has another runner now", operation.0)));
+    begin: Statement,
+    end: Statement,
+}
+
+impl<'a> Items<'a> {
+    /// Those of an operation.
+    pub(crate) async fn of(master: &'a Client, operation: &Operation) -> Result<Self, ControlError> {
+        let what = "writing the manifest";
+        let begin = master.prepare(BEGIN).await.during(what)?;
+        let end = master.prepare(END).await.during(what)?;
+        Ok(Self { master, operation: operation.held(), begin, end })
     }
-    let made = work.await;
-    let (state, error, detail) = match &made {
-        Ok(made) => ("done", None, serde_json::to_value(made).unwrap_or_default()),
-        Err(e) => ("failed", Some(e.to_string()), Value::Null),
-    };
-    master.execute(END, &[&operation.0, &operation.1, &id, &state, &error, &detail]).await.during(what)?;
-    made
+
+    /// Does one organisation's part, noted before and after.
+    pub(crate) async fn does<T: Serialize>(
+        &self,
+        id: Uuid,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let what = "writing the manifest";
+        let (operation, fence) = &self.operation;
+        let begun = self.master.execute(&self.begin, &[operation, fence, &id]).await.during(what)?;
+        if begun == 0 {
+            return Err(ControlError::Refused(format!("operation {operation} has another runner now")));
+        }
+        let made = work.await;
+        let (state, error, detail) = match &made {
+            Ok(made) => ("done", None, serde_json::to_value(made).unwrap_or_default()),
+            Err(e) => ("failed", Some(e.to_string()), Value::Null),
+        };
+        self.master
+            .execute(&self.end, &[operation, fence, &id, &state, &error, &detail])
+            .await
+            .during(what)?;
+        made
+    }
 }
 
 /// Nobody waits until these are on the master's disk (`synchronous_commit`, PostgreSQL, chapter 20.5): one that a crash of its machine

@@ -187,13 +187,10 @@ impl Control {
         self.ensure_keys(&left).await?;
         let doors = self.doors(&left).await?;
         let own = self.own_of(&left).await?;
-        let held = operation.held();
+        let items = fleet::Items::of(&self.master, operation).await?;
         let work = |tenant: Summary| {
-            let (master, doors, own) = (&self.master, &doors, &own);
-            async move {
-                let migrating = migrate_one(doors, &tenant, own, false);
-                fleet::item(master, held, tenant.id.as_uuid(), migrating).await
-            }
+            let (items, doors, own) = (&items, &doors, &own);
+            async move { items.does(tenant.id.as_uuid(), migrate_one(doors, &tenant, own, false)).await }
         };
         outcomes.extend(fleet::over(left, fleet, work, &mut done).await);
         outcomes.sort_by(|a, b| a.slug.cmp(&b.slug));
@@ -299,10 +296,6 @@ async fn migrate_one(
     let mut sets = modules::migrations(&tenant.modules);
     if !files.is_empty() {
         sets.push(&own);
-    }
-    // Most have nothing to do: one query and no lock.
-    if migrate::pending(&client, &sets).await.during(&tenant.slug)?.is_empty() {
-        return Ok(Migrated::default());
     }
     let options = Options { dry_run, ..Options::default() };
     let applied = migrate::run(&mut client, &sets, options).await.during(&tenant.slug)?;
