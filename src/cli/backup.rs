@@ -36,7 +36,7 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Trials at once.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: u16,
     /// Ids of backups.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -57,7 +57,7 @@ pub(crate) struct Backup {
     #[arg(long)]
     all: bool,
     /// Organisations at once on each server.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: u16,
     #[command(flatten)]
     output: Output,

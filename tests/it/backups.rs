@@ -429,7 +429,21 @@ async fn the_fleet_and_what_is_kept() {
     let lyon =
         report["tenants"].as_array().expect("tenants").iter().find(|t| t["slug"] == "lyon").expect("lyon");
     assert!(lyon["error"].is_string(), "{report}");
-    let verified = dev.cli_json(&["backup", "verify", "--all"]).await;
+    // Several at once, while somebody else makes a group that a dump grants something to.
+    let other = dev.superuser("postgres").await;
+    other
+        .batch_execute("begin; create role gmah_readers nologin")
+        .await
+        .expect("a role that is not there yet");
+    let waiting = "select count(*) from pg_stat_activity
+        where wait_event_type = 'Lock' and query like '%gmah_readers%' and pid <> pg_backend_pid()";
+    let meanwhile = async {
+        let seen = || dev.value("postgres", waiting);
+        eventually("trials wait for it", Duration::from_secs(20), seen, |n| n == "3").await;
+        other.batch_execute("commit").await.expect("it is there");
+    };
+    let (verified, ()) =
+        tokio::join!(dev.cli_json(&["backup", "verify", "--all", "--parallel", "3"]), meanwhile);
     assert_eq!((&verified["failed"], verified["backups"].as_array().map(Vec::len)), (&0.into(), Some(3)));
 }
 

@@ -139,7 +139,7 @@ async fn make_reader(server: &Client, reader: &Reader) -> Result<(), ControlErro
     server
         .batch_execute(&format!(
             "do $$ begin create role {READERS} nologin;
-                 exception when duplicate_object then null; end $$;
+                 exception when duplicate_object or unique_violation then null; end $$;
              begin; create role {name} login nosuperuser nocreatedb nocreaterole noreplication nobypassrls
                  in role {READERS} password {verifier};
              do $$ begin execute format('alter role %I valid until %L', {}, now() + interval '1 day'); end $$;

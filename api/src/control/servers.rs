@@ -429,7 +429,7 @@ async fn prepare(new: &NewServer, client: &Client) -> Result<(), ControlError> {
     }
     client
         .batch_execute(&format!(
-            "do $$ begin create role {TENANT_GROUP} nologin; exception when duplicate_object then null; end $$"
+            "do $$ begin create role {TENANT_GROUP} nologin; exception when duplicate_object or unique_violation then null; end $$"
         ))
         .await
         .during("creating the tenants' group")?;
