@@ -146,7 +146,7 @@ pub async fn run(
     sets: &[&MigrationSet<'_>],
     options: Options,
 ) -> Result<Vec<Applied>, MigrateError> {
-    let done = lock(client, options.runner_timeout).await?;
+    let done = lock(client, &options).await?;
     let result = run_locked(client, sets, options, done).await;
     unlock(client).await;
     result
@@ -154,7 +154,8 @@ pub async fn run(
 
 /// The lock dies with the session anyway; a failed unlock must not hide the result.
 async fn unlock(client: &Client) {
-    let unlocked = client.query_typed("select pg_advisory_unlock($1)", &[(&LOCK, Type::INT8)]).await;
+    let unlocked =
+        client.batch_execute(&format!("select pg_advisory_unlock({LOCK}); reset lock_timeout")).await;
     if let Err(e) = unlocked {
         tracing::debug!(error = %e, "advisory lock not released by hand");
     }
@@ -189,14 +190,9 @@ async fn run_locked(
     if left.is_empty() && !is_new {
         return Ok(Vec::new());
     }
-    let ms = options.lock_timeout.as_millis();
     let table = if is_new { TABLE } else { "" };
     let begin = if options.dry_run { "begin" } else { "" };
-    client
-        .batch_execute(&format!(
-            "set lock_timeout = {ms}; set client_min_messages = warning; {table}; {begin}"
-        ))
-        .await?;
+    client.batch_execute(&format!("set client_min_messages = warning; {table}; {begin}")).await?;
     let mut out = Vec::new();
     for (set, file) in left {
         let outcome = apply(client, set, file, options.dry_run).await;
@@ -209,7 +205,7 @@ async fn run_locked(
     if options.dry_run {
         client.batch_execute("rollback").await?;
     }
-    client.batch_execute("reset lock_timeout; reset client_min_messages").await?;
+    client.batch_execute("reset client_min_messages").await?;
     Ok(out)
 }
 
@@ -283,12 +279,15 @@ async fn execute(client: &Client, sql: &str) -> Result<(), (String, tokio_postgr
 }
 
 /// Takes the lock, and reads what was applied before; nothing is known of a database without the table.
-async fn lock(client: &Client, patience: Duration) -> Result<Option<Done>, MigrateError> {
-    let deadline = Instant::now() + patience;
+async fn lock(client: &Client, options: &Options) -> Result<Option<Done>, MigrateError> {
+    let deadline = Instant::now() + options.runner_timeout;
+    // Somebody may have the table of what was applied.
+    let bound = format!("set lock_timeout = {}", options.lock_timeout.as_millis());
     loop {
         let taken = client.query_typed_one("select pg_try_advisory_lock($1)", &[(&LOCK, Type::INT8)]);
         // One wait: the driver sends what is polled first first.
-        let (taken, done) = futures::join!(taken, applied(client));
+        let (bounded, taken, done) = futures::join!(client.batch_execute(&bound), taken, applied(client));
+        bounded?;
         if taken?.get(0) {
             if done.is_err() {
                 unlock(client).await;

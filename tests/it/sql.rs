@@ -128,6 +128,16 @@ async fn q18_migrations() {
     let locked = migrate::run(&mut client, &[&SET2], quick).await.expect_err("locked").to_string();
     assert!(locked.contains("lock timeout"), "{locked}");
     other.batch_execute("rollback").await.expect("unlocked");
+    // Nor is the table of what was applied waited for without an end.
+    other.batch_execute("begin; lock table schema_migrations in access exclusive mode").await.expect("lock");
+    let locked = migrate::run(&mut client, &[&SET2], quick).await.expect_err("locked").to_string();
+    assert!(locked.contains("lock timeout"), "{locked}");
+    other.batch_execute("rollback").await.expect("unlocked");
+    let mine =
+        "select current_setting('lock_timeout'), (select count(*) from pg_locks where locktype = 'advisory'
+        and database = (select oid from pg_database where datname = current_database()))";
+    let mine = client.query_one(mine, &[]).await.expect("settings");
+    assert_eq!((mine.get::<_, &str>(0), mine.get::<_, i64>(1)), ("0", 0), "and nothing is left of it");
 
     assert_eq!(migrate::run(&mut client, &[&SET2], quick).await.expect("second").len(), 2);
     assert_eq!(dev.value("scratch", tables).await, "one,schema_migrations,two");
