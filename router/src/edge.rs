@@ -139,7 +139,7 @@ impl Edge {
         }
         ctx.slot = Some(limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
-        let pool = route.pool(&live.pools, path).ok_or(Rejection::NoRoute)?;
+        let pool = route.pool(&live.pools, path)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool, is_neutral)?);
         ctx.is_upgrade = session.is_upgrade_req();
         // From now on: what was spent on waiting for the end of a maintenance is not the exchange's.
@@ -205,7 +205,7 @@ impl Edge {
         let target = std::str::from_utf8(request.raw_path()).map_err(|_| Rejection::Malformed)?;
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         let live = self.live.load_full();
-        let pool = route.pool(&live.pools, path).ok_or(Rejection::NoRoute)?;
+        let pool = route.pool(&live.pools, path)?;
         ctx.token = Some(self.resolver.token(&route, &host, &pool, ctx.is_neutral)?);
         ctx.pool = Some(pool);
         ctx.route = Some(route);

@@ -275,9 +275,12 @@ impl Route {
     }
 
     /// The pool that a path goes to. The platform is the api's, whatever the path.
-    pub fn pool(&self, pools: &Pools, path: &str) -> Option<Arc<Pool>> {
+    ///
+    /// # Errors
+    /// As [`Pools::of`].
+    pub fn pool(&self, pools: &Pools, path: &str) -> Result<Arc<Pool>, Rejection> {
         if self.is_platform() {
-            return pools.named(PLATFORM_POOL);
+            return pools.named(PLATFORM_POOL).ok_or(Rejection::NoRoute);
         }
         pools.of(path, self.policy.pools.as_ref())
     }

@@ -50,13 +50,17 @@ impl Pools {
         Ok(Self { by_name, rules })
     }
 
-    /// The pool of a path, for an organisation that may have its own. Nothing where no rule fits, or where its own is not
-    /// configured here: an organisation with dedicated backends is not served by shared ones.
-    pub fn of(&self, path: &str, own: Option<&PoolOverrides>) -> Option<Arc<Pool>> {
-        let (_, pool) = self.rules.iter().find(|(prefix, _)| path.starts_with(&**prefix))?;
+    /// The pool of a path, for an organisation that may have its own.
+    ///
+    /// # Errors
+    /// [`Rejection::NoRoute`] where no rule fits; [`Rejection::NoBackend`] where its own is not configured here: an organisation
+    /// with dedicated backends is not served by shared ones.
+    pub fn of(&self, path: &str, own: Option<&PoolOverrides>) -> Result<Arc<Pool>, Rejection> {
+        let rule = self.rules.iter().find(|(prefix, _)| path.starts_with(&**prefix));
+        let (_, pool) = rule.ok_or(Rejection::NoRoute)?;
         match own.and_then(|o| o.instead_of(&pool.name)) {
-            Some(name) => self.by_name.get(name).cloned(),
-            None => Some(pool.clone()),
+            Some(name) => self.by_name.get(name).cloned().ok_or(Rejection::NoBackend),
+            None => Ok(pool.clone()),
         }
     }
 

@@ -93,7 +93,7 @@ async fn paths_go_to_their_pools_each_with_its_own_audience() {
     // A pool that is not configured here: never the shared one instead.
     assert!(dev.cli(&["tenant", "set", "lyon", "pool.api=nowhere"]).await.status.success());
     let go = || async { client.get(&lyon, "/api/v1/x", &[]).await.status };
-    eventually("nowhere to go", Duration::from_secs(2), go, |s| *s == 404).await;
+    eventually("nowhere to go", Duration::from_secs(2), go, |s| *s == 503).await;
     assert!(api.take().is_empty());
     assert!(dev.cli(&["tenant", "set", "lyon", "pool.api=default"]).await.status.success());
     eventually("shared again", Duration::from_secs(2), go, |s| *s == 200).await;
