@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::accounts::by;
 use crate::harness::dev::text;
 use crate::harness::{Answer, Dev};
 
@@ -140,6 +141,34 @@ async fn a04_q13_bad_input_is_named_and_changes_nothing() {
         let seen = dev.get_as("paris", &format!("/api/v1/members?{query}"), &token).await;
         assert_eq!(seen.status, status, "{query}: {seen:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_nothing_changes_nothing() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    let made = create(&dev, &token, None, &ada()).await;
+    let path = format!("/api/v1/members/{}", text(&made.json()["id"]));
+    let etag = dev.get_as("paris", &path, &token).await.header("etag").expect("etag").to_owned();
+    for (body, want, is_same) in [
+        (json!({}), (200, ""), true),
+        (json!({"email": " ada@example.org"}), (200, ""), true),
+        // Two that are never null, and one that may be.
+        (json!({"first_name": null}), (422, "first_name"), true),
+        (json!({"last_name": null}), (422, "last_name"), true),
+        (json!({"phone": null}), (200, ""), false),
+    ] {
+        let seen = by(&dev, &token, "PATCH", &path, Some(body.clone())).await;
+        let field = seen.json()["field"].as_str().unwrap_or_default().to_owned();
+        assert_eq!((seen.status, &*field), want, "{body}: {seen:?}");
+        let now = dev.get_as("paris", &path, &token).await;
+        assert_eq!(now.header("etag") == Some(&etag), is_same, "{body}");
+    }
+    let audited = "select count(*) from audit_log where action = 'members.update'";
+    assert_eq!(dev.value("gmah_org_paris", audited).await, "1");
+    // What is missing is named.
+    let without = create(&dev, &token, None, &json!({"first_name": "Ada"})).await;
+    assert_eq!((without.status, text(&without.json()["field"])), (422, "last_name"), "{without:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             let inner = e.inner();
             if inner.is_data() {
                 // The library's sentence names fields and types, never values from elsewhere.
-                ApiError::Invalid { field: e.path().to_string(), message: strip_place(&inner.to_string()) }
+                let message = strip_place(&inner.to_string());
+                ApiError::Invalid { field: field(&e.path().to_string(), &message), message }
             } else {
                 ApiError::Malformed("the body is not valid JSON".into())
             }
@@ -56,6 +57,16 @@ pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result
             ApiError::Malformed("the body ended early".into())
         }
     })
+}
+
+/// Where the library names the object that lacks a field, or has it twice: the field.
+fn field(path: &str, message: &str) -> String {
+    let named = ["missing field `", "duplicate field `"].iter().find_map(|said| message.strip_prefix(said));
+    match named.and_then(|rest| rest.split_once('`')) {
+        Some((name, _)) if path == "." => name.to_owned(),
+        Some((name, _)) if !path.ends_with(name) => format!("{path}.{name}"),
+        _ => path.to_owned(),
+    }
 }
 
 /// Cuts ` at line 1 column 7`, and bounds what an unknown field's name can bring in.

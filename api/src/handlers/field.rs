@@ -14,6 +14,11 @@ pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Opti
     Option::deserialize(d).map(Some)
 }
 
+/// For a field that may be left out and is never null.
+pub fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
+}
+
 /// A text of 1 to `most` characters, without spaces around it and without control characters.
 pub fn name(field: &str, raw: &str, most: usize) -> Result<String, ApiError> {
     let text = raw.trim();

@@ -101,13 +101,14 @@ pub async fn list(
     )?;
     let filter = Filter { patient_id, ward, is_current: current };
     let found = hospitalizations::list(&mut session.db, &ctx, &filter, wanted.after, wanted.rows()).await?;
+    let page = wanted.page(found, |r| r.id);
     let seen = json!({
-        "count": found.len(), "patient_id": patient_id,
-        "first": found.first().map(|h| h.id), "last": found.last().map(|h| h.id),
+        "count": page.items.len(), "patient_id": patient_id,
+        "first": page.items.first().map(|h| h.id), "last": page.items.last().map(|h| h.id),
     });
     audit::insert(&mut session.db, &by, "hospitalizations.list", None, &Value::Null, &seen).await?;
     audit::log(&ctx, &by, "hospitalizations.list", None);
-    Ok(Json(wanted.page(found, |h| h.id)))
+    Ok(Json(page))
 }
 
 /// 200 with the stay; 404 for any id that is not one here.

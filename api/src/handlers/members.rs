@@ -43,11 +43,11 @@ pub struct Create {
 #[serde(deny_unknown_fields)]
 #[schema(as = MemberUpdate)]
 pub struct Update {
-    #[serde(default)]
-    #[schema(min_length = 1, max_length = 100)]
+    #[serde(default, deserialize_with = "field::given")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 100)]
     first_name: Option<String>,
-    #[serde(default)]
-    #[schema(min_length = 1, max_length = 100)]
+    #[serde(default, deserialize_with = "field::given")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 100)]
     last_name: Option<String>,
     #[serde(default, deserialize_with = "field::some")]
     #[schema(value_type = Option<String>)]
@@ -150,6 +150,10 @@ pub async fn update(
             phone: change.phone.unwrap_or_else(|| before.phone.clone()),
             family_id: change.family_id.unwrap_or(before.family_id),
         })?;
+        if before.is(&to) {
+            tx.changes_nothing();
+            return Answer::new(StatusCode::OK, &before);
+        }
         let after = members::update(tx, id, &to).await?.ok_or_else(no_family)?;
         tx.record("members.update", id, &before, &after).await?;
         Answer::new(StatusCode::OK, &after)
@@ -172,13 +176,18 @@ pub async fn import(
     let rows = csv::read(&raw, COLUMNS, &["first_name", "last_name"])?;
     let (new, errors) = csv::parse(&rows, parse);
     let report = ImportReport { rows: rows.len(), created: 0, dry_run, errors };
+    let ctx = session.ctx.clone();
     if dry_run {
+        // To count is for those whose plan has a limit.
+        if report.errors.is_empty() && ctx.detail().max_members.is_some() {
+            let current = members::count(&mut session.db).await?;
+            has_room(&ctx, current, new.len() as i64)?;
+        }
         return Ok(Json(report).into_response());
     }
     if !report.errors.is_empty() {
         return Err(ApiError::Import(report.errors));
     }
-    let ctx = session.ctx.clone();
     once(&mut session, &asked, &raw, async move |tx| {
         room(tx, &ctx, new.len() as i64).await?;
         let created = members::insert_many(tx, &new).await?;
@@ -223,9 +232,15 @@ impl Exported for Member {
 
 /// Refuses when the plan has no room for so many more.
 async fn room(tx: &mut Work<'_, '_>, ctx: &TenantContext, more: i64) -> Result<(), ApiError> {
+    if ctx.detail().max_members.is_none() {
+        return Ok(());
+    }
+    has_room(ctx, members::count_locked(tx).await?, more)
+}
+
+fn has_room(ctx: &TenantContext, current: i64, more: i64) -> Result<(), ApiError> {
     let detail = ctx.detail();
     let Some(allowed) = detail.max_members else { return Ok(()) };
-    let current = members::count_locked(tx).await?;
     if current + more > allowed {
         return Err(ApiError::PlanLimit { limit: "members", allowed, current, plan: detail.plan.clone() });
     }

@@ -23,7 +23,7 @@ pub struct Page {
 /// Response of a list.
 #[derive(Debug, Serialize)]
 pub struct List<T> {
-    items: Vec<T>,
+    pub(super) items: Vec<T>,
     next_cursor: Option<String>,
 }
 

@@ -55,11 +55,11 @@ pub struct Create {
 #[serde(deny_unknown_fields)]
 #[schema(as = PatientUpdate)]
 pub struct Update {
-    #[serde(default)]
-    #[schema(min_length = 1, max_length = 100)]
+    #[serde(default, deserialize_with = "field::given")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 100)]
     first_name: Option<String>,
-    #[serde(default)]
-    #[schema(min_length = 1, max_length = 100)]
+    #[serde(default, deserialize_with = "field::given")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 100)]
     last_name: Option<String>,
     #[serde(default, with = "date::option")]
     birth_date: Option<Date>,
@@ -107,13 +107,14 @@ pub async fn list(
     let (app, tenant, by) = (ctx.app().clone(), ctx.detail().tenant.id, By::of(&session));
     let wanted = Page::new(limit, cursor).check(&app.derived()?.cursors, tenant, "patients")?;
     let found = patients::list(&mut session.db, index.as_deref(), wanted.after, wanted.rows()).await?;
+    let page = wanted.page(found, |r| r.id);
     let seen = json!({
-        "count": found.len(), "by_national_id": by_national_id,
-        "first": found.first().map(|p| p.id), "last": found.last().map(|p| p.id),
+        "count": page.items.len(), "by_national_id": by_national_id,
+        "first": page.items.first().map(|p| p.id), "last": page.items.last().map(|p| p.id),
     });
     audit::insert(&mut session.db, &by, "patients.list", None, &Value::Null, &seen).await?;
     audit::log(&ctx, &by, "patients.list", None);
-    Ok(Json(wanted.page(found, |p| p.id)))
+    Ok(Json(page))
 }
 
 /// 200 with the record; 404 for any id that is not one here.
@@ -170,6 +171,11 @@ pub async fn update(
             address: change.address.unwrap_or_else(|| before.address.clone()),
             notes: change.notes.unwrap_or_else(|| before.notes.clone()),
         })?;
+        if before.is(&to) {
+            // The answer shows it all the same.
+            tx.record("patients.read", id, &(), &()).await?;
+            return Answer::new(StatusCode::OK, &before);
+        }
         let after = patients::update(tx, &ctx, id, &to).await?.ok_or(TAKEN)?;
         tx.record("patients.update", id, &before.redacted(&ctx)?, &after.redacted(&ctx)?).await?;
         Answer::new(StatusCode::OK, &after)

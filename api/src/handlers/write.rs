@@ -98,6 +98,7 @@ pub struct Work<'a, 't> {
     caller: Caller,
     permission: Option<&'static str>,
     recorded: Vec<(&'static str, String)>,
+    changes_nothing: bool,
     if_match: Option<&'a str>,
 }
 
@@ -133,6 +134,11 @@ impl Work<'_, '_> {
         let tag = etag::of(&before).and_then(|tag| etag::bound(self.tenant, &tag));
         let is_same = tag.is_some_and(|tag| etag::is_among(wanted, &tag));
         if is_same { Ok(()) } else { Err(ApiError::PreconditionFailed) }
+    }
+
+    /// Everything was as it is wanted already: there is nothing to write down.
+    pub fn changes_nothing(&mut self) {
+        self.changes_nothing = true;
     }
 
     /// Writes down what is done: `nouns.verb`, to what, and how that was before and is after (`&()` for not at all).
@@ -216,15 +222,17 @@ pub async fn once(
         caller,
         permission,
         recorded: Vec::new(),
+        changes_nothing: false,
         if_match: asked.if_match.as_deref(),
     };
     let done = work(&mut doing).await;
     // A condition that nobody looked at is not met: a thing that was found is all that `*` asks for.
     let is_unmet = doing.if_match.is_some_and(|wanted| wanted.trim() != "*");
+    let is_noted = doing.changes_nothing || !doing.recorded.is_empty();
     let recorded = doing.recorded;
     let done = if is_unmet && done.is_ok() { Err(ApiError::PreconditionFailed) } else { done };
     let answer = match done {
-        Ok(answer) if !recorded.is_empty() => answer,
+        Ok(answer) if is_noted => answer,
         outcome => {
             let refused = outcome.err().unwrap_or_else(|| {
                 tracing::error!("a change was not written down: it is undone");

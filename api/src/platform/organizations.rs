@@ -209,7 +209,10 @@ pub(super) async fn update(
                 Value::Number(number) => number.to_string(),
                 _ => return Err(ApiError::invalid(&format!("{kind}.{name}"), "a number, a text or null")),
             };
-            words.push(format!("{kind}.{name}={text}"));
+            let field = format!("{kind}.{name}");
+            words.push(format!("{field}={text}"));
+            EdgeSettings::parse(words.get(words.len() - 1..).unwrap_or_default())
+                .map_err(|e| ApiError::invalid(&field, &e.to_string()))?;
         }
     }
     let to = EdgeSettings::parse(&words).map_err(|e| ApiError::invalid(".", &e.to_string()))?;

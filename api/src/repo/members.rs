@@ -31,6 +31,17 @@ pub struct Member {
     pub updated_at: OffsetDateTime,
 }
 
+impl Member {
+    /// Whether it is just that already.
+    pub fn is(&self, to: &NewMember) -> bool {
+        self.first_name == to.first_name
+            && self.last_name == to.last_name
+            && self.email == to.email
+            && self.phone == to.phone
+            && self.family_id == to.family_id
+    }
+}
+
 /// What a member is made of. Checked by the handler.
 #[derive(Debug, Clone)]
 pub struct NewMember {
@@ -130,6 +141,14 @@ pub async fn update(tx: &mut impl Query, id: Uuid, to: &NewMember) -> Result<Opt
     Ok(rows.first().map(member))
 }
 
+/// How many members there are.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn count(db: &mut impl Query) -> Result<i64, DbError> {
+    Ok(db.query(COUNT, &[]).await?.first().map_or(0, |r| r.get(0)))
+}
+
 /// How many members there are, with nobody else adding one until the transaction ends: the plan's number holds also
 /// under a hundred requests at once.
 ///
@@ -137,7 +156,7 @@ pub async fn update(tx: &mut impl Query, id: Uuid, to: &NewMember) -> Result<Opt
 /// [`DbError`].
 pub async fn count_locked(tx: &mut impl Query) -> Result<i64, DbError> {
     tx.query(LOCK, &[]).await?;
-    Ok(tx.query(COUNT, &[]).await?.first().map_or(0, |r| r.get(0)))
+    count(tx).await
 }
 
 fn member(row: &Row) -> Member {

@@ -69,6 +69,18 @@ pub struct NewPatient {
 }
 
 impl PatientRecord {
+    /// Whether it is just that already.
+    pub fn is(&self, to: &NewPatient) -> bool {
+        let patient = &self.patient;
+        patient.first_name == to.first_name
+            && patient.last_name == to.last_name
+            && patient.birth_date == to.birth_date
+            && patient.phone == to.phone
+            && self.national_id == to.national_id
+            && self.address == to.address
+            && self.notes == to.notes
+    }
+
     /// For the audit: that a sealed field is there and whether it changed, and nothing of what is in it.
     ///
     /// # Errors
