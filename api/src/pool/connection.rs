@@ -59,7 +59,7 @@ impl ConnectError {
             // A cluster between two leaders.
             Self::ReadOnly => Failure::Busy,
             Self::Schema(_) => Failure::Schema,
-            Self::Postgres(e) | Self::Proof(ProofError::Query(e)) => match e.code() {
+            Self::Postgres(e) | Self::Proof(ProofError::Query(_, e)) => match e.code() {
                 None => Failure::Unreachable,
                 Some(code) if *code == SqlState::INVALID_CATALOG_NAME => Failure::Closed,
                 // A database that allows no connections.

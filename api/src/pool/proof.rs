@@ -19,8 +19,8 @@ pub enum ProofError {
     #[error("identity row names another organisation or placement")]
     OtherIdentity,
     /// The question failed.
-    #[error("identity could not be read")]
-    Query(#[from] tokio_postgres::Error),
+    #[error("{0} could not be read")]
+    Query(&'static str, #[source] tokio_postgres::Error),
 }
 
 /// What a connection says of itself.
@@ -50,7 +50,7 @@ pub async fn prove(client: &Client, detail: &TenantDetail) -> Result<Proved, Pro
         client.query_typed(IDENTITY, &[]),
         client.query_typed(SCHEMA, &[])
     );
-    let place = place?;
+    let place = place.map_err(|e| ProofError::Query("the name of the database", e))?;
     let database: String = place.get(0);
     if database != detail.placement.database {
         return Err(ProofError::OtherDatabase(database));
@@ -58,7 +58,7 @@ pub async fn prove(client: &Client, detail: &TenantDetail) -> Result<Proved, Pro
     let rows = match identity {
         Ok(rows) => rows,
         Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => return Err(ProofError::NoIdentity),
-        Err(e) => return Err(e.into()),
+        Err(e) => return Err(ProofError::Query("the identity", e)),
     };
     let [row] = rows.as_slice() else {
         return Err(ProofError::NoIdentity);
@@ -71,7 +71,7 @@ pub async fn prove(client: &Client, detail: &TenantDetail) -> Result<Proved, Pro
     let schema = match schema {
         Ok(rows) => rows.iter().map(|r| (r.get(0), r.get(1))).collect(),
         Err(e) if e.code() == Some(&SqlState::UNDEFINED_FUNCTION) => HashMap::new(),
-        Err(e) => return Err(e.into()),
+        Err(e) => return Err(ProofError::Query("the schema", e)),
     };
     Ok(Proved { schema, takes_writes: place.get(1) })
 }
