@@ -15,22 +15,18 @@ use futures::FutureExt as _;
 use gmah_shared::catalog::holders::{self, Holder};
 use gmah_shared::catalog::listen::{self, Listeners, Topic};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, StoreError, TenantDetail};
-use gmah_shared::config::{Listen, Postgres, Settings};
+use gmah_shared::config::{Postgres, Settings};
 use gmah_shared::dns::Dns;
-use gmah_shared::hostname::Hostname;
 use gmah_shared::pg;
 use gmah_shared::secret::Derivation;
 use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
-use gmah_shared::tenant::{TenantId, TenantSlug};
+use gmah_shared::tenant::TenantId;
 use gmah_shared::token::{AUDIENCE_API, AUDIENCE_PLATFORM, Keyring, Verifier};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use opentelemetry_sdk::trace::SdkTracer;
 use ring::hmac;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tower::Service;
 
 use crate::auth::password::Hasher;
@@ -48,6 +44,12 @@ use crate::platform::Platform;
 use crate::pool::{Registry, slots};
 use crate::token::TokenCheck;
 use crate::{admin, chores, collector, platform, routes};
+
+mod connections;
+mod names;
+
+use connections::{bind, local, serve};
+pub use names::Names;
 
 /// What all requests share.
 pub struct App {
@@ -109,47 +111,6 @@ impl Derived {
             cursors: Cursors::new(&from.derive("cursors")),
             requests: hmac::Key::new(hmac::HMAC_SHA256, &from.derive("idempotency")),
         }
-    }
-}
-
-/// Names and the port by which browsers reach organisations.
-pub struct Names {
-    base: Hostname,
-    neutral: Vec<Hostname>,
-    port: u16,
-}
-
-impl Names {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let neutral = settings.neutral_hosts.clone();
-        Self { base: settings.base_domain.clone(), neutral, port: settings.public_https_port }
-    }
-
-    /// The name that every organisation has.
-    pub fn host_of(&self, slug: &TenantSlug) -> Hostname {
-        let name = format!("{slug}.{}", self.base);
-        // A slug is a label and so short that only an absurd base domain leaves no room for it.
-        Hostname::parse(&name).unwrap_or_else(|_| self.base.clone())
-    }
-
-    /// Whether a host is nobody's own: cookies do not get there.
-    pub fn is_neutral(&self, host: &Hostname) -> bool {
-        self.neutral.contains(host)
-    }
-
-    /// The authority of links to an organisation that was asked at `host`: where that is nobody's own, its own.
-    pub fn authority(&self, slug: &TenantSlug, host: &Hostname) -> String {
-        let own = if self.neutral.contains(host) { self.host_of(slug) } else { host.clone() };
-        self.with_port(&own)
-    }
-
-    /// The authority below which every organisation has its name.
-    pub fn base_authority(&self) -> String {
-        self.with_port(&self.base)
-    }
-
-    fn with_port(&self, host: &Hostname) -> String {
-        if self.port == 443 { host.to_string() } else { format!("{host}:{}", self.port) }
     }
 }
 
@@ -412,31 +373,6 @@ async fn known(app: &App, store: &Store) -> Result<Keyring, StoreError> {
 const LET_GO: Duration = Duration::from_secs(5);
 const KEYS_RETRY: Duration = Duration::from_millis(250);
 
-async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key, address, cause })
-}
-
-fn local(listener: &TcpListener, configured: Listen) -> SocketAddr {
-    listener.local_addr().unwrap_or(configured)
-}
-
-/// What answers requests of a listener.
-trait Serves:
-    Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
-    + Clone
-    + Send
-    + 'static
-{
-}
-
-impl<S> Serves for S where
-    S: Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + 'static
-{
-}
-
 /// The organisations' service and the platform's, on one listener: the host decides, before anything else is looked at.
 #[derive(Clone)]
 struct Services {
@@ -470,65 +406,3 @@ impl Service<http::Request<Incoming>> for Services {
         chosen.call(request)
     }
 }
-
-/// Accepts until told to stop; each connection finishes its request in flight.
-async fn serve<S: Serves>(listener: TcpListener, router: S, tasks: Tasks, max_connections: usize) {
-    let places = Arc::new(Semaphore::new(max_connections));
-    let stop = tasks.token().clone();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            // Losing this arm loses at most a place that was not used.
-            accepted = async {
-                let place = places.clone().acquire_owned().await;
-                (listener.accept().await, place)
-            } => accepted,
-        };
-        match accepted {
-            (Ok((stream, _)), Ok(place)) => {
-                let (router, stop) = (router.clone(), stop.clone());
-                tasks.spawn("api-connection", async move {
-                    connection(stream, router, stop).await;
-                    drop(place);
-                });
-            }
-            (Err(e), _) => {
-                // Out of file descriptors, most likely: let some connections end.
-                tracing::warn!(error = %e, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            (Ok(_), Err(_)) => return,
-        }
-    }
-}
-
-async fn connection<S: Serves>(stream: TcpStream, router: S, stop: tokio_util::sync::CancellationToken) {
-    let _ = stream.set_nodelay(true);
-    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(64 * 1024)
-        .max_headers(128);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(served);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            done = &mut served => {
-                if let Err(e) = done {
-                    tracing::debug!(error = %e, "connection ended");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                served.as_mut().graceful_shutdown();
-            }
-        }
-    }
-}
-
-/// How long a router's connection may stay idle or take for a request header; longer than routers keep theirs.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
