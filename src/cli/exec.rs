@@ -95,7 +95,16 @@ fn print(o: &Outcome<Answered>) {
             for row in &made.rows {
                 println!("{}", serde_json::json!({ "tenant": o.slug, "row": row }));
             }
-            if made.rows.is_empty() || made.count > made.rows.len() as u64 {
+            if made.count > made.rows.len() as u64 && made.more {
+                eprintln!(
+                    "{}: {} rows, of which these are the first {}",
+                    o.slug,
+                    made.count,
+                    made.rows.len()
+                );
+            } else if made.more {
+                eprintln!("{}: there are more rows than these {}: --max-rows", o.slug, made.count);
+            } else if made.rows.is_empty() {
                 eprintln!("{}: {} rows", o.slug, made.count);
             }
         }

@@ -16,6 +16,13 @@ async fn q13_q15_reading_stays_reading() {
         .collect();
     assert_eq!(lines.len(), 3);
     assert!(lines.iter().all(|l| l["row"]["n"] == 1 && l["tenant"].is_string()), "{lines:?}");
+    // What is left out is said.
+    let few = dev.cli(&["tenant", "exec", "--max-rows", "1", "paris", "--", "select id from members"]).await;
+    assert_eq!((few.status.code(), String::from_utf8_lossy(&few.stdout).lines().count()), (Some(0), 1));
+    assert_eq!(
+        String::from_utf8_lossy(&few.stderr).trim(),
+        "paris: there are more rows than these 1: --max-rows"
+    );
     let state = "select (select count(*) from users) || ' ' || (select count(*) from members) || ' ' ||
         (select count(*) from pg_class where relnamespace = 'public'::regnamespace)";
     let before = dev.value("gmah_org_paris", state).await;

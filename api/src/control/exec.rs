@@ -42,8 +42,10 @@ pub struct Statement {
 pub struct Answered {
     /// Rows, as JSON objects.
     pub rows: Vec<Value>,
-    /// Rows that were changed, or how many there are.
+    /// Rows that were changed, or how many there are; of a question with more rows than were wanted, those that are here.
     pub count: u64,
+    /// Whether there are rows that are not here.
+    pub more: bool,
 }
 
 /// A role that lives as long as the command.
@@ -195,7 +197,7 @@ async fn write_one(
     let prepared = db.prepare(&statement.sql).await.during(&tenant.slug)?;
     let answered = if prepared.columns().is_empty() {
         let count = db.execute(&prepared, &[]).await.during(&tenant.slug)?;
-        Answered { rows: Vec::new(), count }
+        Answered { rows: Vec::new(), count, more: false }
     } else {
         rows(&db, &statement.sql, statement.max_rows, true).await.during(&tenant.slug)?
     };
@@ -232,7 +234,11 @@ async fn rows(db: &Client, sql: &str, most: usize, all: bool) -> Result<Answered
     };
     let found = db.query(wrapped.as_str(), &[]).await?;
     let rows: Vec<Value> = found.iter().take(most).map(|r| r.get(0)).collect();
-    Ok(Answered { count: found.len() as u64, rows })
+    let more = found.len() > most;
+    // Of a question it was asked for one more than was wanted; a change is counted whole.
+    let is_change = all || matches!(keyword.as_str(), "insert" | "update" | "delete" | "merge");
+    let count = if more && !is_change { rows.len() } else { found.len() };
+    Ok(Answered { count: count as u64, rows, more })
 }
 
 /// What cannot stand in another statement answers texts.
@@ -244,5 +250,5 @@ async fn plain(db: &Client, sql: &str, most: usize) -> Result<Answered, tokio_po
             columns.map(|(n, c)| (c.name().to_owned(), Value::from(row.try_get::<_, String>(n).ok())));
         Value::Object(fields.collect())
     });
-    Ok(Answered { count: found.len() as u64, rows: rows.collect() })
+    Ok(Answered { count: found.len() as u64, rows: rows.collect(), more: found.len() > most })
 }
