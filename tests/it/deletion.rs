@@ -92,6 +92,22 @@ async fn deleted_had_back_and_destroyed() {
     }
     let never = dev.cli(&["tenant", "undelete", "lyon"]).await;
     assert_eq!(never.status.code(), Some(1));
+    // What had failed of one that is gone nobody can go on with, and is not asked to.
+    dev.create("nice").await;
+    let config = std::fs::read_to_string(text(&dev.info["config"])).expect("configuration");
+    let quick = dev.folder().join("data/quick.toml");
+    std::fs::write(&quick, format!("{config}\n[catalog]\nttl = \"1s\"\nmax_stale = \"1s\"\n"))
+        .expect("written");
+    dev.set_reachable("gmah_org_nice", false).await;
+    let no = dev.cli(&["--config", &quick.display().to_string(), "key", "rotate", "data", "nice"]).await;
+    assert_eq!(no.status.code(), Some(1), "{no:?}");
+    dev.set_reachable("gmah_org_nice", true).await;
+    let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
+    assert_eq!(left[0]["kind"], "tenant.rotate_data_key", "{left}");
+    purge(&dev, "nice").await;
+    assert_eq!(dev.cli_json(&["operation", "list", "--unfinished"]).await, json!([]));
+    assert_eq!(dev.cli_json(&["operation", "show", text(&left[0]["id"])]).await["state"], "cancelled");
+
     // T-19: the slug begins anew.
     dev.create("lyon").await;
     is(&dev, "lyon", 200).await;

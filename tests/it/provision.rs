@@ -94,6 +94,22 @@ async fn once_created_it_works_and_a_second_run_changes_nothing() {
     );
 }
 
+/// Asked for twice at once it is made once, and both are told so; whoever asks later as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_make_one() {
+    let dev = Dev::start().await;
+    let args = ["tenant", "create", "--slug", "nice", "--name", "Nice", "--admin-email", "a@nice.example"];
+    let (one, other) = futures::join!(dev.cli_json(&args), dev.cli_json(&args));
+    assert_eq!(one["id"], other["id"]);
+    assert_ne!(one["created"], other["created"], "one of them made it");
+    assert_eq!(dev.cli_json(&args).await["created"], false);
+    assert_eq!(
+        dev.value("gmah_master", "select string_agg(state, ',') from operations where subject = 'slug/nice'")
+            .await,
+        "done"
+    );
+}
+
 /// an organisation's role enters its own database and nothing else, and sees nothing of the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn q15_q16_roles_are_walled_in() {
@@ -206,6 +222,9 @@ async fn killed_anywhere_it_converges() {
         let rows = format!("select count(*) from organizations where slug = '{slug}'");
         assert_eq!(dev.value("gmah_master", &rows).await, "1");
     }
+    let listed = dev.cli_json(&["operation", "list"]).await;
+    let listed = listed.as_array().expect("operations");
+    assert!(listed.iter().all(|o| o["state"] == "done" && o["step"].is_null()), "{listed:?}");
     let open = "select count(*) from operations where state <> 'done'";
     assert_eq!(dev.value("gmah_master", open).await, "0");
     let halves = "select count(*) from pg_database where datname like '%_half'";

@@ -66,6 +66,12 @@ async fn q19_moved_while_it_is_written_to() {
     let add = ["server", "add", "--name", "second", "--host", "127.0.0.1", "--port", &port, "--user", "gmah"];
     let added = dev.cli(&[&add[..], &["--password-file", &password]].concat()).await;
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    // The same once more, by another name: organisations would be moved to where they are.
+    let twice =
+        ["server", "add", "--name", "third", "--host", "localhost", "--port", &port, "--user", "gmah"];
+    let twice = dev.cli(&[&twice[..], &["--password-file", &password]].concat()).await;
+    let said = String::from_utf8_lossy(&twice.stderr);
+    assert!(twice.status.code() == Some(1) && said.contains("known already, as second"), "{said}");
 
     let token = dev.login("lyon").await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -133,7 +139,17 @@ async fn q19_moved_while_it_is_written_to() {
     {
         for when in ["before", "after"] {
             let at = format!("tenant.move/{step}/{when}");
+            let stays = async |why: &str| {
+                let no = dev.cli(&["server", "remove", "second"]).await;
+                let said = String::from_utf8_lossy(&no.stderr);
+                assert!(no.status.code() == Some(1) && said.contains(why), "{at}: {said}");
+            };
+            let is_left = away == "second";
+            stays(if is_left { "have left until" } else { "holds organisations" }).await;
             assert!(killed_at(&dev, &at, &["tenant", "move", "lyon", "--server", away]).await, "{at}");
+            if is_left && dev.cli_json(&["tenant", "show", "lyon"]).await["server"] == "local" {
+                stays("a move was left unfinished").await;
+            }
             let left = dev.cli_json(&["operation", "list", "--unfinished"]).await;
             let id = text(&left[0]["id"]);
             let is_over = *step == "open" || (*step == "switch" && when == "after");

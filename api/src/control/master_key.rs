@@ -334,9 +334,10 @@ impl Control {
         for Place { table, column, context } in &PLACES {
             let read = format!(
                 "select ctid::text as at, {context} as context, {column} as sealed from {table}
-                 where encode(substring({column} from 2 for 4), 'hex') <> $1 limit {BATCH}"
+                 where encode(substring({column} from 2 for 4), 'hex') <> $1 and length({column}) > 0 limit {BATCH}"
             );
-            // Whoever changed the row meanwhile sealed it, and the next look finds with what.
+            // What is empty was destroyed with its organisation. Whoever changed a row meanwhile sealed it, and the next look finds
+            // with what.
             let write =
                 format!("update {table} set {column} = $3 where ctid = $1::text::tid and {column} = $2");
             loop {

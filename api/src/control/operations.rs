@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 pub(crate) use journal::Operation;
@@ -143,8 +144,8 @@ pub(crate) enum Again {
     Yes,
     /// It is done from the beginning, whatever was left unfinished of an earlier one.
     Anew,
-    /// Where there is a reason not to begin: its result is the answer. The reason is it for whatever else is asked.
-    Unless(Option<ControlError>),
+    /// Where its slug is taken by now, its result is the answer; for whatever else is asked it is refused.
+    UnlessTaken,
 }
 
 impl Control {
@@ -183,6 +184,11 @@ impl Control {
                 )));
             }
         }
+        // Under the lock: another run of the same may have ended while this one waited.
+        let taken = match (&ask.again, &ask.subject) {
+            (Again::UnlessTaken, Subject::Slug(slug)) => self.taken(slug).await?,
+            _ => None,
+        };
         let (same, other) = self.before(&ask).await?;
         let other = other.filter(|(id, _)| Some(*id) != ask.resume);
         let left = same.as_ref().filter(|same| match same.state.as_str() {
@@ -194,7 +200,7 @@ impl Control {
         let goes_on = ask.resume.filter(|_| other.is_none()).or(left.map(|same| same.id));
         let id = match same {
             _ if goes_on.is_some() => goes_on.unwrap_or_default(),
-            Some(same) if same.state == "done" && matches!(ask.again, Again::Unless(Some(_))) => {
+            Some(same) if same.state == "done" && taken.is_some() => {
                 let known = serde_json::from_value(same.result.unwrap_or_default());
                 let known = known.map_err(|e| {
                     ControlError::Foreign(format!("the journal of {} is unreadable: {e}", same.id))
@@ -203,7 +209,7 @@ impl Control {
             }
             _ => {
                 if ask.resume.is_none()
-                    && let Again::Unless(Some(reason)) = ask.again
+                    && let Some(reason) = taken
                 {
                     return Err(reason);
                 }
@@ -242,16 +248,16 @@ impl Control {
     async fn begin_operation(&self, ask: &Ask) -> Result<Uuid, ControlError> {
         let id = Uuid::now_v7();
         self.master
-            .execute(
+            .execute_typed(
                 "insert into operations (id, kind, subject, organization_id, input, actor)
                  values ($1, $2, $3, $4, $5, $6)",
                 &[
-                    &id,
-                    &ask.kind.as_str(),
-                    &ask.subject.to_string(),
-                    &ask.organization.map(|id| id.as_uuid()),
-                    &ask.input,
-                    &self.actor,
+                    (&id, Type::UUID),
+                    (&ask.kind.as_str(), Type::TEXT),
+                    (&ask.subject.to_string(), Type::TEXT),
+                    (&ask.organization.map(|id| id.as_uuid()), Type::UUID),
+                    (&ask.input, Type::JSONB),
+                    (&self.actor, Type::TEXT),
                 ],
             )
             .await
@@ -263,23 +269,25 @@ impl Control {
     async fn before(&self, ask: &Ask) -> Result<(Option<Found>, Option<(Uuid, String)>), ControlError> {
         let anew = matches!(ask.again, Again::Anew);
         let (what, subject, kind) = ("reading the journal", ask.subject.to_string(), ask.kind.as_str());
+        let asked: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&subject, Type::TEXT), (&kind, Type::TEXT), (&ask.input, Type::JSONB), (&anew, Type::BOOL)];
         let same = self
             .master
-            .query_opt(
+            .query_typed_opt(
                 "select id, state, result from operations
                  where subject = $1 and kind = $2 and input = $3 and state <> 'cancelled' and not $4
                  order by created_at desc, id desc limit 1",
-                &[&subject, &kind, &ask.input, &anew],
+                &asked,
             )
             .await
             .during(what)?
             .map(|r| Found { id: r.get("id"), state: r.get("state"), result: r.get("result") });
         let other = self
             .master
-            .query_opt(
+            .query_typed_opt(
                 "select id, kind from operations
                  where subject = $1 and state = 'running' and ($4 or not (kind = $2 and input = $3)) limit 1",
-                &[&subject, &kind, &ask.input, &anew],
+                &asked,
             )
             .await
             .during(what)?
@@ -384,6 +392,7 @@ const LISTED: &str = "select o.id, o.kind, o.subject, o.state, o.error, o.actor,
             where l.locktype = 'advisory' and l.objsubid = 1
                 and l.database = (select oid from pg_database where datname = current_database())
                 and ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('gmah ' || o.subject, 0)) as abandoned,
-        (select s.name from operation_steps s where s.operation_id = o.id and s.state in ('running', 'failed')
-         order by s.position desc limit 1) as step
+        case when o.state <> 'done' then
+            (select s.name from operation_steps s where s.operation_id = o.id and s.state in ('running', 'failed')
+             order by s.position desc limit 1) end as step
     from operations o left join organizations org on org.id = o.organization_id";

@@ -10,77 +10,35 @@
 
 use std::time::Duration;
 
-use gmah_shared::hostname::Hostname;
 use gmah_shared::probe::Probe;
 use gmah_shared::secret::random_password;
-use gmah_shared::tenant::{TenantId, TenantSlug};
-use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Value, json};
+use gmah_shared::tenant::TenantId;
+use secrecy::SecretString;
 use tokio::time::Instant;
-use tokio_postgres::Row;
-use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::operations::{Again, Ask, Kind, Operation, Subject};
-use super::{Control, ControlError, During as _, data_keys, features, remove};
+use super::{Control, ControlError, During as _, remove};
 use crate::auth::password;
-use crate::language::Language;
 use crate::modules;
 use crate::server::Names;
 
 mod ensure;
+mod order;
+mod reserve;
 mod welcome;
 
-pub(crate) use ensure::{ensure_database, ensure_identity, ensure_role, hold_on_server};
+pub(crate) use ensure::{
+    ensure_database, ensure_identity, ensure_role, enters, hold_on_server, only_in_the_group,
+};
+pub use order::NewTenant;
+pub(crate) use order::check_name;
+use order::{check, input};
+pub(crate) use reserve::Reserved;
 use welcome::{Welcome, ensure_administrator};
 
 /// How long a router may take to hear of somebody.
 const SERVED: Duration = Duration::from_secs(5);
-
-/// What is asked for.
-#[derive(Debug)]
-pub struct NewTenant {
-    /// Slug.
-    pub slug: TenantSlug,
-    /// Display name, 1 to 200 characters.
-    pub name: String,
-    /// E-mail address of the administrator.
-    pub admin_email: String,
-    /// Password of the administrator; a random one otherwise, and then a letter with a link to choose another.
-    pub admin_password: Option<SecretString>,
-    /// Of that letter; none: whoever asks tells the administrator by other means.
-    pub language: Option<Language>,
-    /// Custom domain, to be verified later.
-    pub domain: Option<Hostname>,
-    /// Key of a plan.
-    pub plan: String,
-    /// Keys of modules.
-    pub modules: Vec<String>,
-    /// Name of a server; the emptiest otherwise.
-    pub server: Option<String>,
-}
-
-impl NewTenant {
-    /// What an operation of the journal was asked for.
-    pub(crate) fn of_journal(input: &Value) -> Result<Self, ControlError> {
-        #[derive(serde::Deserialize)]
-        struct Input {
-            slug: String,
-            name: String,
-            admin_email: String,
-            plan: String,
-            modules: Vec<String>,
-            server: Option<String>,
-            domain: Option<Hostname>,
-        }
-        let input: Input = serde_json::from_value(input.clone())
-            .map_err(|e| ControlError::Foreign(format!("the journal has an order that is none: {e}")))?;
-        let slug = super::parse_slug(&input.slug)?;
-        let Input { name, admin_email, plan, modules, server, domain, .. } = input;
-        let (admin_password, language) = (None, Some(Language::default()));
-        Ok(Self { slug, name, admin_email, admin_password, language, domain, plan, modules, server })
-    }
-}
 
 /// What came of it.
 #[derive(Debug)]
@@ -95,16 +53,6 @@ pub struct Created {
     pub is_new: bool,
     /// Whether a router serves it, if one was asked.
     pub served: Option<bool>,
-}
-
-/// The names under which everything is reserved.
-pub(crate) struct Reserved {
-    pub(crate) id: TenantId,
-    pub(crate) server: Uuid,
-    pub(crate) database: String,
-    pub(crate) role: String,
-    role_password: SecretString,
-    pub(crate) placement: i32,
 }
 
 impl Control {
@@ -132,10 +80,10 @@ impl Control {
             organization: None,
             about: new.slug.to_string(),
             input: input(&new),
-            again: Again::Unless(self.taken(&new.slug).await?),
+            again: Again::UnlessTaken,
             resume,
         };
-        if matches!(ask.again, Again::Unless(None)) {
+        if self.taken(&new.slug).await?.is_none() {
             // Before anything is written: a server that there is not, or none with room.
             self.place(new.server.as_deref()).await?;
         }
@@ -235,149 +183,6 @@ impl Control {
         }
     }
 
-    /// Writes all names in one transaction, unless that operation has before.
-    pub(crate) async fn reserve(
-        &mut self,
-        new: &NewTenant,
-        operation: Uuid,
-    ) -> Result<TenantId, ControlError> {
-        let what = "reserving the names";
-        let known = self
-            .master
-            .query_one("select organization_id from operations where id = $1", &[&operation])
-            .await
-            .during(what)?;
-        if let Some(id) = known.get::<_, Option<Uuid>>(0) {
-            return Ok(TenantId::from_uuid(id));
-        }
-        let server = self.place(new.server.as_deref()).await?;
-        let id = TenantId::generate();
-        let role_password = random_password();
-        let context = format!("organizations/{id}/role");
-        let sealed = self.settings.master_key.seal(&context, role_password.expose_secret().as_bytes())?;
-        let database = new.slug.database_name();
-        let domain = new.domain.as_ref().map(Hostname::as_str);
-        let tx = self.master.transaction().await.during(what)?;
-        let inserted = tx
-            .execute(
-                "insert into organizations
-                     (id, slug, name, domain, plan, server_id, database_name, role_name, role_password)
-                 values ($1, $2, $3, $4, $5, $6, $7, $7, $8)",
-                &[
-                    &id.as_uuid(),
-                    &new.slug.as_str(),
-                    &new.name,
-                    &domain,
-                    &new.plan,
-                    &server,
-                    &database,
-                    &sealed,
-                ],
-            )
-            .await;
-        match inserted {
-            Err(e) if e.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                return Err(ControlError::Refused(format!("the slug {} is taken", new.slug)));
-            }
-            other => other.during(what)?,
-        };
-        tx.execute(
-            "insert into organization_features (organization_id, module) select $1, unnest($2::text[])",
-            &[&id.as_uuid(), &new.modules],
-        )
-        .await
-        .during(what)?;
-        if let Some(domain) = domain {
-            tx.execute(
-                "insert into organization_domains (hostname, organization_id) values ($1, $2)",
-                &[&domain, &id.as_uuid()],
-            )
-            .await
-            .during(what)?;
-        }
-        data_keys::ensure(&self.settings.master_key, &tx, id).await?;
-        tx.execute("update operations set organization_id = $2 where id = $1", &[&operation, &id.as_uuid()])
-            .await
-            .during(what)?;
-        tx.commit().await.during(what)?;
-        Ok(id)
-    }
-
-    /// What an operation has reserved.
-    pub(crate) async fn reserved(&self, operation: Uuid) -> Result<Reserved, ControlError> {
-        let r = self
-            .master
-            .query_one(
-                "select o.id, o.server_id, o.database_name, o.role_name, o.role_password, o.placement
-                 from operations p join organizations o on o.id = p.organization_id where p.id = $1",
-                &[&operation],
-            )
-            .await
-            .during("reading what is reserved")?;
-        self.reserved_row(&r)
-    }
-
-    fn reserved_row(&self, r: &Row) -> Result<Reserved, ControlError> {
-        let id = TenantId::from_uuid(r.get("id"));
-        let context = format!("organizations/{id}/role");
-        Ok(Reserved {
-            id,
-            server: r.get("server_id"),
-            database: r.get("database_name"),
-            role: r.get("role_name"),
-            // Destroyed with the organisation.
-            role_password: match r.get::<_, &[u8]>("role_password") {
-                [] => SecretString::default(),
-                sealed => self.settings.master_key.open_text(&context, sealed)?,
-            },
-            placement: r.get("placement"),
-        })
-    }
-
-    /// Whether an organisation has become active, or was and is not any more.
-    pub(crate) async fn is_used(&self, id: TenantId) -> Result<bool, ControlError> {
-        let row = self
-            .master
-            .query_one("select status <> 'provisioning' from organizations where id = $1", &[&id.as_uuid()])
-            .await
-            .during("reading the status")?;
-        Ok(row.get(0))
-    }
-
-    /// What an organisation has.
-    pub(crate) async fn reserved_of(&self, id: TenantId) -> Result<Reserved, ControlError> {
-        let r = self
-            .master
-            .query_one(
-                "select id, server_id, database_name, role_name, role_password, placement
-                 from organizations where id = $1",
-                &[&id.as_uuid()],
-            )
-            .await
-            .during("reading what the organisation has")?;
-        self.reserved_row(&r)
-    }
-
-    /// Why the slug cannot be had, unless by the operation that has it.
-    pub(crate) async fn taken(&self, slug: &TenantSlug) -> Result<Option<ControlError>, ControlError> {
-        let row = self
-            .master
-            .query_opt(
-                "select status from organizations where slug = $1 and purged_at is null",
-                &[&slug.as_str()],
-            )
-            .await
-            .during("looking for the slug")?;
-        Ok(row.map(|row| {
-            ControlError::Refused(match row.get("status") {
-                "deleted" => {
-                    format!("the slug {slug} is taken by one that was deleted: gmah tenant undelete {slug}")
-                }
-                _ => format!("the slug {slug} is taken"),
-            })
-        }))
-    }
-
     /// The administrator's letter, where letters are sent and the password is not known already.
     async fn welcome<'a>(
         &self,
@@ -442,20 +247,6 @@ impl Control {
         Ok(())
     }
 
-    /// Refuses what is no plan.
-    pub(crate) async fn check_plan(&self, plan: &str) -> Result<(), ControlError> {
-        let plans = self
-            .master
-            .query("select key from plans order by position limit 100", &[])
-            .await
-            .during("reading the plans")?;
-        let plans: Vec<String> = plans.iter().map(|r| r.get(0)).collect();
-        if plans.iter().any(|p| p == plan) {
-            return Ok(());
-        }
-        Err(ControlError::Usage(format!("there is no plan {plan}; there are {}", plans.join(", "))))
-    }
-
     /// An api node comes by for its letters soon, and not when its next turn is.
     async fn letters_are_due(&self, id: TenantId) -> Result<(), ControlError> {
         self.master
@@ -482,37 +273,4 @@ impl Control {
             .during("activating the organisation")?;
         self.figures_are_due(id).await
     }
-}
-
-/// Refuses what is no name of an organisation.
-pub(crate) fn check_name(name: &str) -> Result<(), ControlError> {
-    if name.trim().is_empty() || name.chars().count() > 200 || name.chars().any(char::is_control) {
-        return Err(ControlError::Usage("a name has 1 to 200 characters and no control characters".into()));
-    }
-    Ok(())
-}
-
-/// Everything that can be wrong with the request, before anything is written.
-async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
-    let usage = |text: String| Err(ControlError::Usage(text));
-    check_name(&new.name)?;
-    for key in &new.modules {
-        if modules::find(key).is_none() {
-            let known: Vec<_> = modules::OPTIONAL.iter().map(|m| m.key).collect();
-            return usage(format!("there is no module {key}; there are {}", known.join(", ")));
-        }
-    }
-    features::complete(new.modules.iter().map(String::as_str).collect())?;
-    if let Some(domain) = &new.domain {
-        control.can_be_claimed(domain)?;
-    }
-    control.check_plan(&new.plan).await
-}
-
-/// What two runs must agree on to be the same. Never a secret.
-fn input(new: &NewTenant) -> Value {
-    json!({
-        "slug": new.slug, "name": new.name, "admin_email": new.admin_email, "plan": new.plan,
-        "modules": new.modules, "server": new.server, "domain": new.domain,
-    })
 }

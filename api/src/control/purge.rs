@@ -210,7 +210,10 @@ impl Control {
                  keys as (delete from organization_keys where organization_id = (select id from gone)),
                  domains as (delete from organization_domains where organization_id = (select id from gone)),
                  chores as (delete from organization_chores where organization_id = (select id from gone)),
-                 own as (delete from organization_migrations where organization_id = (select id from gone))
+                 own as (delete from organization_migrations where organization_id = (select id from gone)),
+                 -- Nobody can go on with what failed.
+                 failed as (update operations set state = 'cancelled', fence = fence + 1, updated_at = now()
+                     where organization_id = (select id from gone) and state = 'failed' and id <> $4)
                  insert into audit_log (actor, action, organization_id, detail)
                  select $3, 'tenant.purge', id, jsonb_build_object('operation', $4::uuid, 'certificate', $2::jsonb)
                  from gone",

@@ -1,17 +1,20 @@
 //! PostgreSQL servers that hold organisations' databases.
 
-use std::time::Duration;
-
-use gmah_shared::config::Postgres;
-use gmah_shared::pg::{self, Hosts, Transport};
-use gmah_shared::secret::MasterKey;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
-use tokio_postgres::Client;
+use time::OffsetDateTime;
+use tokio_postgres::{Client, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::operations::Kind;
 use super::{Control, ControlError, During as _};
+
+mod access;
+
+pub use access::Environment;
+use access::postgres;
+pub(crate) use access::{Access, access};
 
 /// A server, without its password.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -65,91 +68,8 @@ pub struct NewServer {
     pub replica_of: Option<String>,
 }
 
-/// How the control plane enters a server.
-#[derive(Clone)]
-pub(crate) struct Access {
-    pub(crate) name: String,
-    pg: Postgres,
-}
-
-/// What programs of PostgreSQL are told by their environment (PostgreSQL, chapter 34.15), and what has to lie in a file.
-pub struct Environment {
-    variables: Vec<(&'static str, SecretString)>,
-    _authorities: Option<tempfile::NamedTempFile>,
-}
-
-impl Environment {
-    /// Names and values.
-    pub fn variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.variables.iter().map(|(name, value)| (*name, value.expose_secret()))
-    }
-}
-
 /// The group that owns nothing and may read and write organisations' tables; their roles belong to it.
 pub(crate) const TENANT_GROUP: &str = "gmah_tenant";
-
-impl Access {
-    /// A connection to one database of the server.
-    pub(crate) async fn connect(&self, database: &str) -> Result<Client, ControlError> {
-        let pg = Postgres { database: database.to_owned(), ..self.pg.clone() };
-        pg::connect(&pg, "gmah control").await.during(&format!("server {}, database {database}", self.name))
-    }
-
-    /// The same as somebody else.
-    pub(crate) async fn connect_as(
-        &self,
-        database: &str,
-        user: &str,
-        password: &SecretString,
-    ) -> Result<Client, ControlError> {
-        let (user, password) = (user.to_owned(), Some(password.clone()));
-        let access = Self { name: self.name.clone(), pg: Postgres { user, password, ..self.pg.clone() } };
-        access.connect(database).await
-    }
-
-    /// The same for programs: nothing of it is an argument, which others could read.
-    pub(crate) fn environment(&self, database: &str) -> Result<Environment, ControlError> {
-        let pg = &self.pg;
-        let hosts: Vec<_> = pg.hosts.iter().map(|(host, _)| host).collect();
-        let ports: Vec<_> = pg.hosts.iter().map(|(_, port)| port.to_string()).collect();
-        let mut variables: Vec<(_, SecretString)> = vec![
-            ("PGHOST", hosts.join(",").into()),
-            ("PGPORT", ports.join(",").into()),
-            ("PGUSER", pg.user.clone().into()),
-            ("PGDATABASE", database.into()),
-            ("PGAPPNAME", "gmah control".into()),
-            ("PGCONNECT_TIMEOUT", pg.timeout.as_secs().max(2).to_string().into()),
-        ];
-        if pg.hosts.are_several() {
-            variables.push(("PGTARGETSESSIONATTRS", "read-write".into()));
-        }
-        if let Some(password) = &pg.password {
-            variables.push(("PGPASSWORD", password.clone()));
-        }
-        let mut authorities = None;
-        match pg.transport.ca_pem() {
-            None => variables.push(("PGSSLMODE", "disable".into())),
-            Some(ca) => {
-                variables.push(("PGSSLMODE", "verify-full".into()));
-                let root = match ca {
-                    Some(pem) => {
-                        let written = tempfile::NamedTempFile::new().and_then(|mut file| {
-                            std::io::Write::write_all(&mut file, pem.as_bytes()).map(|()| file)
-                        });
-                        let file = written
-                            .map_err(|e| ControlError::Foreign(format!("a file for authorities: {e}")))?;
-                        let path = file.path().display().to_string();
-                        authorities = Some(file);
-                        path
-                    }
-                    None => "system".into(),
-                };
-                variables.push(("PGSSLROOTCERT", root.into()));
-            }
-        }
-        Ok(Environment { variables, _authorities: authorities })
-    }
-}
 
 impl Control {
     /// Adds a server, or changes where a known one is, after having entered it.
@@ -171,10 +91,16 @@ impl Control {
         }
         let known = self
             .master
-            .query_opt("select tls, tls_ca, replica_of from database_servers where name = $1", &[&new.name])
+            .query_opt(
+                "select host, port, tls, tls_ca, replica_of from database_servers where name = $1",
+                &[&new.name],
+            )
             .await
             .during("looking for the server")?;
         let original = self.original(&new, known.as_ref().map(|r| r.get("replica_of"))).await?;
+        let is_elsewhere = known.as_ref().is_none_or(|known| {
+            known.get::<_, &str>("host") != new.host || known.get::<_, i32>("port") != i32::from(new.port)
+        });
         let (tls, tls_ca) = match (new.tls, known) {
             (Some(true), _) => ("verify-full".to_owned(), new.tls_ca.clone()),
             (None, Some(known)) => (known.get("tls"), known.get("tls_ca")),
@@ -191,7 +117,12 @@ impl Control {
         let client = access.connect("postgres").await?;
         match original {
             Some(original) => self.is_copy(&new.name, &client, original).await?,
-            None => prepare(&new, &client).await?,
+            None => {
+                if is_elsewhere {
+                    self.is_no_other(&new.name, &client).await?;
+                }
+                prepare(&new, &client).await?;
+            }
         }
         let sealed = new
             .admin_password
@@ -257,6 +188,38 @@ impl Control {
         Ok(original)
     }
 
+    /// Refuses a server that is known by another name: organisations would be counted twice, and moved to where they are.
+    async fn is_no_other(&self, name: &str, client: &Client) -> Result<(), ControlError> {
+        let what = "asking the server which one it is";
+        // Two that were made of one copy have the first in common.
+        let asked = "select (select system_identifier from pg_control_system()), pg_postmaster_start_time()";
+        let which = |row: &Row| (row.get::<_, i64>(0), row.get::<_, OffsetDateTime>(1));
+        let ours = which(&client.query_one(asked, &[]).await.during(what)?);
+        let others = self
+            .master
+            .query(
+                "select id, name from database_servers where name <> $1 and replica_of is null limit 10000",
+                &[&name],
+            )
+            .await
+            .during("reading the servers")?;
+        for other in others {
+            let theirs = async {
+                let other = self.access(other.get("id")).await?.connect("postgres").await?;
+                other.query_one(asked, &[]).await.during(what)
+            };
+            match theirs.await {
+                Ok(row) if which(&row) == ours => {
+                    let other: &str = other.get("name");
+                    return Err(ControlError::Refused(format!("that server is known already, as {other}")));
+                }
+                Ok(_) => {}
+                Err(e) => tracing::warn!(error = %e, "another server was not asked whether it is the same"),
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses what does not follow that server.
     async fn is_copy(&self, name: &str, client: &Client, original: Uuid) -> Result<(), ControlError> {
         let what = "asking the server what it is a copy of";
@@ -273,7 +236,8 @@ impl Control {
     /// Forgets a server on which nothing is.
     ///
     /// # Errors
-    /// [`ControlError::Refused`] while an organisation is on it, also a deleted one, or while it has copies.
+    /// [`ControlError::Refused`] while an organisation is on it, also a deleted one, has left a database there or is on its way to
+    /// it, or while it has copies.
     pub async fn remove_server(&self, name: &str) -> Result<(), ControlError> {
         let what = "removing the server";
         let gone = self
@@ -281,8 +245,11 @@ impl Control {
             .execute(
                 "delete from database_servers s where name = $1
                      and not exists (select from organizations o where o.server_id = s.id)
-                     and not exists (select from database_servers c where c.replica_of = s.id)",
-                &[&name],
+                     and not exists (select from organization_placements p where p.server_id = s.id)
+                     and not exists (select from database_servers c where c.replica_of = s.id)
+                     and not exists (select from operations m where m.kind = $2 and m.state = 'running'
+                                     and m.input ->> 'server' = s.name)",
+                &[&name, &Kind::Move.as_str()],
             )
             .await
             .during(what)?;
@@ -291,13 +258,29 @@ impl Control {
         }
         let there = self
             .master
-            .query_opt("select from database_servers where name = $1", &[&name])
+            .query_opt(
+                "select exists (select from organizations o where o.server_id = s.id) as is_used,
+                     (select to_char(max(p.kept_until) at time zone 'UTC', 'YYYY-MM-DD HH24:MI \"UTC\"')
+                      from organization_placements p where p.server_id = s.id) as keeps_until,
+                     (select m.id::text from operations m where m.kind = $2 and m.state = 'running'
+                          and m.input ->> 'server' = s.name limit 1) as move_to
+                 from database_servers s where name = $1",
+                &[&name, &Kind::Move.as_str()],
+            )
             .await
             .during(what)?;
-        Err(ControlError::Refused(match there {
-            Some(_) => format!("{name} holds organisations, or has copies: it stays"),
-            None => format!("there is no server {name}"),
-        }))
+        let Some(there) = there else {
+            return Err(ControlError::Refused(format!("there is no server {name}")));
+        };
+        let (keeps_until, move_to): (Option<String>, Option<String>) =
+            (there.get("keeps_until"), there.get("move_to"));
+        let why = match (there.get("is_used"), move_to, keeps_until) {
+            (true, ..) => "holds organisations".to_owned(),
+            (_, Some(id), _) => format!("is where a move was left unfinished: gmah operation show {id}"),
+            (.., Some(until)) => format!("keeps databases that organisations have left until {until}"),
+            _ => "has copies".to_owned(),
+        };
+        Err(ControlError::Refused(format!("{name} {why}: it stays")))
     }
 
     /// Forgets every node, what it may have and what it knows. For whoever has just started the servers, on which no node can have
@@ -388,29 +371,6 @@ impl Control {
     }
 }
 
-/// How to enter a server, by what the master has of it.
-pub(crate) async fn access(master: &Client, key: &MasterKey, id: Uuid) -> Result<Access, ControlError> {
-    let row = master
-        .query_one(
-            "select name, host, port, tls, tls_ca, admin_user, admin_password from database_servers where id = $1",
-            &[&id],
-        )
-        .await
-        .during("reading the server")?;
-    let name: String = row.get("name");
-    let sealed: Option<Vec<u8>> = row.get("admin_password");
-    let password = sealed.map(|s| key.open_text(&format!("database_servers/{name}"), &s)).transpose()?;
-    let port = u16::try_from(row.get::<_, i32>("port")).unwrap_or(0);
-    let pg = postgres(
-        row.get("host"),
-        port,
-        (row.get("tls"), row.get("tls_ca")),
-        row.get("admin_user"),
-        password,
-    )?;
-    Ok(Access { name, pg })
-}
-
 /// Refuses a server on which the role may not make databases, and makes what all organisations' roles have in common.
 async fn prepare(new: &NewServer, client: &Client) -> Result<(), ControlError> {
     let may: bool = client
@@ -439,24 +399,4 @@ async fn prepare(new: &NewServer, client: &Client) -> Result<(), ControlError> {
         .await
         .during("closing the server's own databases")?;
     Ok(())
-}
-
-fn postgres(
-    host: &str,
-    port: u16,
-    tls: (&str, Option<&str>),
-    user: &str,
-    password: Option<SecretString>,
-) -> Result<Postgres, ControlError> {
-    let usage = |e: &dyn std::fmt::Display| ControlError::Usage(format!("{host:?}: {e}"));
-    Ok(Postgres {
-        hosts: Hosts::parse(host, port).map_err(|e| usage(&e))?,
-        transport: Transport::parse(tls.0, tls.1)
-            .map_err(|e| ControlError::Usage(format!("TLS of the server: {e}")))?,
-        user: user.to_owned(),
-        password,
-        database: "postgres".into(),
-        max_connections: 1,
-        timeout: Duration::from_secs(10),
-    })
 }

@@ -5,6 +5,7 @@ use gmah_shared::tenant::{TenantId, TenantSlug, TenantStatus};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use tokio_postgres::types::Type;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -227,8 +228,11 @@ impl Control {
 
     pub(super) async fn tenant_where(&self, which: &str, slug: &TenantSlug) -> Result<Summary, ControlError> {
         let sql = format!("{SUMMARY} where {which}");
-        let row =
-            self.master.query_opt(&sql, &[&slug.as_str()]).await.during("looking for the organisation")?;
+        let row = self
+            .master
+            .query_typed_opt(&sql, &[(&slug.as_str(), Type::TEXT)])
+            .await
+            .during("looking for the organisation")?;
         summary(&row.ok_or_else(|| ControlError::NoTenant(slug.to_string()))?)
     }
 

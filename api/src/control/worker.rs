@@ -192,8 +192,8 @@ impl Control {
                  where k.id = $1 and k.kept_until < now()
                      and (o.server_id, o.database_name) <> (k.server_id, k.database_name)
                      and not exists (select from operations p where p.organization_id = o.id and p.state = 'running'
-                                       and p.kind not in ('tenant.modules', 'tenant.rotate_data_key'))",
-                &[&kept],
+                                       and p.kind <> all($2))",
+                &[&kept, &Kind::in_nobodys_way()],
             )
             .await
             .during(what)?;

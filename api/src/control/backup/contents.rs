@@ -33,7 +33,7 @@ pub(crate) async fn of(tx: &impl GenericClient) -> Result<Contents, ControlError
     )
     .await
     .during(what)?;
-    let tables = tx.query(TABLES, &[]).await.during(what)?;
+    let tables = tx.query_typed(TABLES, &[]).await.during(what)?;
     let names: Vec<(String, String)> = tables.iter().map(|t| (t.get(0), t.get(1))).collect();
     let mut contents = Contents::new();
     for some in names.chunks(AT_ONCE) {
@@ -50,7 +50,7 @@ pub(crate) async fn of(tx: &impl GenericClient) -> Result<Contents, ControlError
             })
             .collect();
         // One question for many: most tables of most organisations are small.
-        for row in tx.query(&each.join(" union all "), &[]).await.during(what)? {
+        for row in tx.query_typed(&each.join(" union all "), &[]).await.during(what)? {
             let at = usize::try_from(row.get::<_, i32>(0)).unwrap_or_default();
             let Some((schema, name)) = some.get(at) else { continue };
             let key = if schema == "public" { name.clone() } else { format!("{schema}.{name}") };

@@ -64,7 +64,7 @@ impl Control {
             input: json!({
                 "slug": manifest.slug, "as": slug, "backup": order.backup, "scrubbed_for": order.scrubbed_for,
             }),
-            again: Again::Unless(self.taken(&slug).await?),
+            again: Again::UnlessTaken,
             resume,
         };
         let (password, mut let_in) = (random_password(), false);

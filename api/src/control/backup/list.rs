@@ -7,6 +7,7 @@ use object_store::path::Path;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use tokio_postgres::types::Type;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -91,9 +92,9 @@ impl Control {
         // What another run did not come to the end of.
         let unremoved = self
             .master
-            .query(
+            .query_typed(
                 "select id from backups where organization_id = $1 and state = 'removed' and removed_at is null",
-                &[&tenant.as_uuid()],
+                &[(&tenant.as_uuid(), Type::UUID)],
             )
             .await
             .during(what)?;
@@ -102,12 +103,16 @@ impl Control {
         }
         let rows = self
             .master
-            .query(
+            .query_typed(
                 "select id from (
                      select id, created_at, row_number() over (order by created_at desc, id desc) as n
                      from backups where organization_id = $1 and state = 'done') b
                  where n > 1 and (n > $2 or created_at < now() - make_interval(secs => $3))",
-                &[&tenant.as_uuid(), &keep, &config.keep_for.as_secs_f64()],
+                &[
+                    (&tenant.as_uuid(), Type::UUID),
+                    (&keep, Type::INT8),
+                    (&config.keep_for.as_secs_f64(), Type::FLOAT8),
+                ],
             )
             .await
             .during(what)?;

@@ -4,6 +4,7 @@ use futures::StreamExt as _;
 use gmah_shared::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, IsolationLevel};
 use uuid::Uuid;
 
@@ -100,11 +101,16 @@ impl Control {
     ) -> Result<Uuid, ControlError> {
         let row = self
             .master
-            .query_one(
+            .query_typed_one(
                 "insert into backups (id, organization_id, slug, operation_id) values ($1, $2, $3, $4)
                  on conflict (operation_id) do update set state = 'running', error = null, finished_at = null
                  returning id",
-                &[&Uuid::now_v7(), &tenant.id.as_uuid(), &tenant.slug, &operation],
+                &[
+                    (&Uuid::now_v7(), Type::UUID),
+                    (&tenant.id.as_uuid(), Type::UUID),
+                    (&tenant.slug, Type::TEXT),
+                    (&operation, Type::UUID),
+                ],
             )
             .await
             .during("noting the backup")?;
@@ -126,7 +132,7 @@ impl Control {
             .await
             .during(what)?;
         let row = tx
-            .query_one("select pg_export_snapshot(), now(), current_setting('server_version')", &[])
+            .query_typed_one("select pg_export_snapshot(), now(), current_setting('server_version')", &[])
             .await
             .during(what)?;
         let (snapshot, at, server_version): (String, OffsetDateTime, String) =
@@ -134,11 +140,14 @@ impl Control {
         let dump = self.programs()?.dump(&access, &tenant.database, &snapshot)?;
         let dump = vault.put(&dump_path(tenant.id, id), dump).await?;
         let schema = tx
-            .query("select set_name, max(version) from schema_migrations group by set_name limit 1000", &[])
+            .query_typed(
+                "select set_name, max(version) from schema_migrations group by set_name limit 1000",
+                &[],
+            )
             .await
             .during(what)?;
         let files = tx
-            .query("select id, size, sha256 from files where state = 'stored' order by id", &[])
+            .query_typed("select id, size, sha256 from files where state = 'stored' order by id", &[])
             .await
             .during(what)?;
         let tables = contents::of(&tx).await?;
@@ -222,7 +231,7 @@ impl Control {
         let sha256 = unhex(&manifest.dump.sha256);
         let noted = self
             .master
-            .execute(
+            .execute_typed(
                 "with made as (
                      update backups set state = 'done', manifest = $2, sha256 = $3, size_bytes = $4,
                          created_at = $5, finished_at = now(), error = null
@@ -231,13 +240,13 @@ impl Control {
                  select $6, 'tenant.backup', organization_id,
                      jsonb_build_object('backup', $1::uuid, 'operation', $7::uuid) from made",
                 &[
-                    &manifest.id,
-                    &value,
-                    &sha256,
-                    &i64::try_from(size_bytes).unwrap_or(i64::MAX),
-                    &manifest.created_at,
-                    &self.actor,
-                    &operation,
+                    (&manifest.id, Type::UUID),
+                    (&value, Type::JSONB),
+                    (&sha256, Type::BYTEA),
+                    (&i64::try_from(size_bytes).unwrap_or(i64::MAX), Type::INT8),
+                    (&manifest.created_at, Type::TIMESTAMPTZ),
+                    (&self.actor, Type::TEXT),
+                    (&operation, Type::UUID),
                 ],
             )
             .await
@@ -298,7 +307,10 @@ fn unhex(text: &str) -> Vec<u8> {
 /// Refuses a database that is not that organisation's: a backup of another one would be found out when it is needed.
 async fn is_of(db: &Client, tenant: &Summary) -> Result<(), ControlError> {
     let row = db
-        .query_opt("select organization_id, placement from gmah_identity where tombstoned_at is null", &[])
+        .query_typed_opt(
+            "select organization_id, placement from gmah_identity where tombstoned_at is null",
+            &[],
+        )
         .await
         .during("looking at the identity row")?;
     match row {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_postgres::types::Type;
 
 use super::Subject;
 use crate::control::{Control, ControlError, During as _};
@@ -37,7 +38,10 @@ impl Control {
     pub(crate) async fn try_hold(&self, subject: &Subject) -> Result<bool, ControlError> {
         let row = self
             .master
-            .query_one("select pg_try_advisory_lock(hashtextextended($1, 0))", &[&lock_name(subject)])
+            .query_typed_one(
+                "select pg_try_advisory_lock(hashtextextended($1, 0))",
+                &[(&lock_name(subject), Type::TEXT)],
+            )
             .await
             .during("taking the lock")?;
         Ok(row.get(0))
@@ -47,7 +51,10 @@ impl Control {
     pub(crate) async fn release(&self, subject: &Subject) {
         let released = self
             .master
-            .execute("select pg_advisory_unlock(hashtextextended($1, 0))", &[&lock_name(subject)])
+            .execute_typed(
+                "select pg_advisory_unlock(hashtextextended($1, 0))",
+                &[(&lock_name(subject), Type::TEXT)],
+            )
             .await;
         if let Err(e) = released {
             tracing::debug!(error = %e, "lock not released by hand; it ends with the session");

@@ -2,6 +2,8 @@
 //!
 //! A runner that is killed leaves its step `running`. Whoever goes on passes the steps that are done, with what they
 //! answered, and does that one again: every step finds out what is there and does what is missing.
+//!
+//! Statements are sent with the types of what they are given: one wait each, and not two.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
@@ -61,23 +64,23 @@ impl Operation {
     ) -> Result<Self, ControlError> {
         let what = "taking the operation";
         let taken = master
-            .query_opt(
+            .query_typed_opt(
                 "with left_behind as (
                      update operation_steps set state = 'failed', finished_at = now()
                      where operation_id = $1 and state = 'running')
                  update operations set state = 'running', error = null, fence = fence + 1, updated_at = now()
                  where id = $1 and state in ('running', 'failed') returning fence",
-                &[&id],
+                &[(&id, Type::UUID)],
             )
             .await
             .during(what)?;
         let taken = taken.ok_or_else(|| ControlError::Refused(format!("operation {id} is over")))?;
         let fence: i64 = taken.get(0);
         let rows = master
-            .query(
+            .query_typed(
                 "select position, name, state, detail from operation_steps where operation_id = $1
                  order by position limit 10000",
-                &[&id],
+                &[(&id, Type::UUID)],
             )
             .await
             .during(what)?;
@@ -141,7 +144,7 @@ impl Operation {
         let (before, detail) = self.pending.take().unwrap_or((0, Value::Null));
         let position = self.position + 1;
         let noted = master
-            .execute(
+            .execute_typed(
                 "with mine as (
                      update operations set updated_at = now()
                      where id = $1 and fence = $2 and state = 'running' returning id),
@@ -150,7 +153,14 @@ impl Operation {
                      where operation_id = (select id from mine) and position = $3)
                  insert into operation_steps (operation_id, position, name, state)
                  select id, $5, $6, 'running' from mine",
-                &[&self.id, &self.fence, &before, &detail, &position, &name],
+                &[
+                    (&self.id, Type::UUID),
+                    (&self.fence, Type::INT8),
+                    (&before, Type::INT4),
+                    (&detail, Type::JSONB),
+                    (&position, Type::INT4),
+                    (&name, Type::TEXT),
+                ],
             )
             .await
             .during("writing the journal")?;
@@ -182,7 +192,7 @@ impl Operation {
             .map_err(|e| ControlError::Foreign(format!("no JSON of the result: {e}")))?;
         let (before, detail) = self.pending.take().unwrap_or((0, Value::Null));
         let noted = master
-            .execute(
+            .execute_typed(
                 "with mine as (
                      update operations set state = 'done', result = $5, finished_at = now(), updated_at = now()
                      where id = $1 and fence = $2 and state = 'running' returning id),
@@ -191,7 +201,13 @@ impl Operation {
                          detail = case when position = $3 then $4 else detail end
                      where operation_id = (select id from mine) and state = 'running')
                  select 1 from mine",
-                &[&self.id, &self.fence, &before, &detail, &result],
+                &[
+                    (&self.id, Type::UUID),
+                    (&self.fence, Type::INT8),
+                    (&before, Type::INT4),
+                    (&detail, Type::JSONB),
+                    (&result, Type::JSONB),
+                ],
             )
             .await
             .during("writing the journal")?;

@@ -90,9 +90,7 @@ impl Kind {
     /// Whether one of that kind that was left unfinished is void once this one is asked for: another run does all of it, or
     /// there is nothing left to be gone on with.
     pub(super) fn makes_void(self, earlier: &str) -> bool {
-        // Tables without the switch are what every organisation has that once had the module; a data key that does not seal yet is
-        // taken up by the next exchange.
-        if [Self::Modules, Self::DataKey].iter().any(|kind| earlier == kind.as_str()) {
+        if Self::parse(earlier).is_some_and(Self::stands_in_nobodys_way) {
             return true;
         }
         match self {
@@ -100,6 +98,17 @@ impl Kind {
             Self::Purge => earlier == Self::Delete.as_str() || earlier == Self::Undelete.as_str(),
             _ => false,
         }
+    }
+
+    /// Whether one that was left unfinished leaves an organisation as it should be. Tables without the switch are what every one has
+    /// that once had the module; a data key that does not seal yet is taken up by the next exchange.
+    const fn stands_in_nobodys_way(self) -> bool {
+        matches!(self, Self::Modules | Self::DataKey)
+    }
+
+    /// Names of those that stand in nobody's way when they were left unfinished.
+    pub(in crate::control) fn in_nobodys_way() -> Vec<&'static str> {
+        KINDS.iter().filter(|kind| kind.stands_in_nobodys_way()).map(|kind| kind.as_str()).collect()
     }
 
     /// Whether one that failed has left something that another run goes on with.

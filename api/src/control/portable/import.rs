@@ -109,7 +109,7 @@ impl Control {
             organization: None,
             about: order.slug.to_string(),
             input: json!({ "slug": order.slug, "from": from, "admin_email": admin_email, "server": order.server }),
-            again: Again::Unless(self.taken(&order.slug).await?),
+            again: Again::UnlessTaken,
             resume,
         };
         let admin_password = random_password();

@@ -5,6 +5,7 @@ use gmah_shared::migrate::MigrationSet;
 use gmah_shared::pg::{quote_identifier, quote_literal, verifier_of_random};
 use gmah_shared::tenant::TenantId;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::Reserved;
@@ -48,13 +49,16 @@ pub(crate) async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), Con
          end $$",
         quote_literal(&r.role)
     );
-    let rights = "login nosuperuser nocreatedb nocreaterole noreplication nobypassrls";
+    let rights = "login inherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls";
     match found {
         Some(row) if row.get::<_, Option<String>>("mark").as_deref() != Some(&mark) => {
             Err(ControlError::Foreign(format!("a role {} exists and is not this organisation's", r.role)))
         }
         Some(_) => server
-            .batch_execute(&format!("alter role {role} with {rights} password {verifier}; {bounds}"))
+            .batch_execute(&format!(
+                "alter role {role} with {rights} connection limit -1 valid until 'infinity' password {verifier};
+                 revoke {TENANT_GROUP} from {role}; grant {TENANT_GROUP} to {role}; {bounds}"
+            ))
             .await
             .during(what),
         None => server
@@ -65,6 +69,42 @@ pub(crate) async fn ensure_role(server: &Client, r: &Reserved) -> Result<(), Con
             ))
             .await
             .during(what),
+    }
+}
+
+/// Takes a role out of every group but the organisations'. What another role has granted stays, and is an error.
+pub(crate) async fn only_in_the_group(server: &Client, role: &str) -> Result<(), ControlError> {
+    let role = quote_literal(role);
+    let leave = format!(
+        "do $$ declare g record; begin
+             for g in select m.roleid::regrole as name from pg_auth_members m
+                 where m.member = {role}::regrole and m.roleid <> '{TENANT_GROUP}'::regrole
+             loop
+                 execute format('revoke %s from %I', g.name, {role});
+                 if exists (select from pg_auth_members m
+                            where m.member = {role}::regrole and m.roleid = g.name) then
+                     raise exception 'it is still in the group %', g.name;
+                 end if;
+             end loop;
+         end $$"
+    );
+    server.batch_execute(&leave).await.during("taking the role out of other groups")
+}
+
+/// Whether the role enters its database with the password that the master holds. That it may not come from here at all says nothing
+/// of its password.
+pub(crate) async fn enters(access: &Access, r: &Reserved) -> Result<bool, ControlError> {
+    match access.connect_as(&r.database, &r.role, &r.role_password).await {
+        Ok(_) => Ok(true),
+        Err(ControlError::Database { cause, .. }) if cause.code() == Some(&SqlState::INVALID_PASSWORD) => {
+            Ok(false)
+        }
+        Err(ControlError::Database { cause, .. })
+            if cause.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) =>
+        {
+            Ok(true)
+        }
+        Err(e) => Err(e),
     }
 }
 
