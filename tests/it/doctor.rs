@@ -26,7 +26,7 @@ fn kinds(faults: &[Value]) -> Vec<(String, String)> {
 async fn planted_faults_are_found_and_repaired() {
     let dev = Dev::start().await;
     assert_eq!(examine(&dev, false).await, (Some(0), vec![]), "nothing is wrong with a new one");
-    for slug in ["one", "two", "three", "four", "gone"] {
+    for slug in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "gone"] {
         dev.create(slug).await;
     }
     let id = text(&dev.cli_json(&["tenant", "backup", "one"]).await["backup_id"]).to_owned();
@@ -52,6 +52,14 @@ async fn planted_faults_are_found_and_repaired() {
         ("postgres", "grant connect on database gmah_org_three to public".to_owned()),
         ("postgres", "alter database gmah_org_four owner to gmah".to_owned()),
         ("postgres", "alter database gmah_org_paris allow_connections false".to_owned()),
+        ("postgres", "alter role gmah_org_five password 'another'".to_owned()),
+        ("postgres", "alter role gmah_org_nine noinherit".to_owned()),
+        ("postgres", "alter database gmah_org_ten owner to gmah; drop role gmah_org_ten".to_owned()),
+        ("postgres", "revoke gmah_tenant from gmah_org_six".to_owned()),
+        ("postgres", "alter role gmah_org_seven valid until '2001-01-01' connection limit 0".to_owned()),
+        ("gmah_org_seven", "alter table members owner to gmah_org_seven; create table stock (id serial); alter sequence stock_id_seq rename to a_first; alter table stock owner to gmah_org_seven; grant create on schema public to gmah_tenant".to_owned()),
+        ("postgres", "grant gmah_org_lyon to gmah_org_eight".to_owned()),
+        ("gmah_org_eight", "grant truncate on users to public; grant truncate on roles to gmah_org_eight".to_owned()),
         ("gmah_org_two", "delete from gmah_identity".to_owned()),
         ("gmah_org_three", "alter schema public owner to gmah_org_three".to_owned()),
         ("gmah_org_three", "grant update on payments to gmah_tenant; revoke insert on members from gmah_tenant".to_owned()),
@@ -77,19 +85,31 @@ async fn planted_faults_are_found_and_repaired() {
         ("database_left_over", "gmah_verify_left"),
         ("database_orphaned", "gmah_org_gone"),
         ("database_owner", "four"),
+        ("database_owner", "ten"),
         ("database_public", "three"),
         ("database_shut", "paris"),
         ("identity", "two"),
         ("key_missing", "lyon"),
         ("migrations_missing", "four"),
         ("operation_left_behind", "half"),
+        ("rights", "eight"),
+        ("rights", "eight"),
         ("rights", "three"),
         ("rights", "three"),
         ("role_left_over", "gmah_reader_00000000000000000000000000000000"),
         ("role_orphaned", "gmah_org_gone"),
+        ("role_missing", "ten"),
+        ("role_shut_out", "five"),
+        ("role_shut_out", "nine"),
+        ("role_shut_out", "seven"),
+        ("role_shut_out", "six"),
         ("role_shut_out", "two"),
+        ("role_too_mighty", "eight"),
         ("role_too_mighty", "three"),
+        ("schema_open", "seven"),
         ("schema_open", "three"),
+        ("table_owner", "seven"),
+        ("table_owner", "seven"),
     ]
     .map(|(k, s)| (k.to_owned(), s.to_owned()))
     .into();
@@ -113,7 +133,9 @@ async fn planted_faults_are_found_and_repaired() {
         assert_eq!(fault["repaired"], !is_lost, "{fault}");
     }
     assert_eq!(kinds(&examine(&dev, false).await.1), lost);
-    for slug in ["two", "three", "four", "paris", "lyon", "half"] {
+    for slug in
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "paris", "lyon", "half"]
+    {
         let served = || async { dev.get(slug, "/api/v1/tenant").await.status };
         eventually(slug, Duration::from_secs(5), served, |s| *s == 200).await;
     }

@@ -19,6 +19,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::schema::References;
+use super::operations::Kind;
 use super::own_migrations::OwnFile;
 use super::servers::Access;
 use super::{Control, ControlError, During as _, data_keys};
@@ -189,9 +190,9 @@ impl Control {
                            where f.organization_id = o.id and f.enabled order by f.module) as modules,
                      exists (select from organization_keys k where k.organization_id = o.id) as has_key,
                      exists (select from operations p where p.organization_id = o.id and p.state = 'running'
-                                       and p.kind not in ('tenant.modules', 'tenant.rotate_data_key')) as is_busy
+                                       and p.kind <> all($1)) as is_busy
                  from organizations o order by o.slug, o.created_at",
-                &[],
+                &[&Kind::in_nobodys_way()],
             )
             .await
             .during("reading what the master declares")?;

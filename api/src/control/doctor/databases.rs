@@ -56,17 +56,25 @@ async fn inside(
         }
         Err(e) => return Err(ControlError::Migrate { what: slug.clone(), cause: e }),
     }
-    let owner: String = db
-        .query_one("select pg_get_userbyid(nspowner)::text from pg_namespace where nspname = 'public'", &[])
+    // A role that is missing is a fault of the server's.
+    let open: bool = db
+        .query_one(
+            "select pg_get_userbyid(nspowner) in ($1, 'pg_database_owner')
+                 or has_schema_privilege('gmah_tenant', oid, 'create')
+                 or coalesce(has_schema_privilege(to_regrole(quote_ident($1)), oid, 'create'), false)
+             from pg_namespace where nspname = 'public'",
+            &[&declared.role],
+        )
         .await
         .during(slug)?
         .get(0);
-    if owner == declared.role || owner == "pg_database_owner" {
+    let role = quote_identifier(&declared.role);
+    if open {
         let mend = async {
-            db.batch_execute(
+            db.batch_execute(&format!(
                 "do $$ begin execute format('alter schema public owner to %I', current_user); end $$;
-                 revoke all on schema public from public",
-            )
+                 revoke all on schema public from public; revoke create on schema public from gmah_tenant, {role}"
+            ))
             .await
             .during("closing the schema")
         };
@@ -74,7 +82,28 @@ async fn inside(
     }
     upkeep::examine(&db, slug, findings).await?;
     let Some(reference) = references.of(&declared.modules) else { return Ok(()) };
-    let found = Schema::of(&db).await?;
+    let owned = db
+        .query(
+            "select oid::regclass::text from pg_class where relnamespace = 'public'::regnamespace
+                 and relkind in ('r', 'p', 'S', 'v', 'm') and pg_get_userbyid(relowner) = $1
+                 -- A table takes its own sequences along.
+                 and not (relkind = 'S' and exists (select from pg_depend d where d.classid = 'pg_class'::regclass
+                                                    and d.objid = pg_class.oid and d.deptype in ('a', 'i')))
+             order by 1 limit 1000",
+            &[&declared.role],
+        )
+        .await
+        .during(slug)?;
+    for table in owned.iter().map(|r| r.get::<_, &str>(0)) {
+        let mend = async {
+            // Whatever it is: ALTER TABLE takes them all (PostgreSQL, reference page of ALTER TABLE).
+            db.batch_execute(&format!("alter table {table} owner to current_user"))
+                .await
+                .during("taking the table over")
+        };
+        findings.mend("table_owner", slug, format!("{table} belongs to its role"), mend).await;
+    }
+    let found = Schema::of(&db, &declared.role).await?;
     let missing = reference.missing_in(&found);
     if !missing.is_empty() {
         let named: Vec<_> = missing.iter().take(NAMED).copied().collect();
@@ -89,7 +118,7 @@ async fn inside(
             may => format!("grant {may} on {quoted} to gmah_tenant;"),
         };
         let mend = async {
-            db.batch_execute(&format!("begin; revoke all on {quoted} from gmah_tenant; {grant} commit"))
+            db.batch_execute(&format!("revoke all on {quoted} from gmah_tenant, {role}, public; {grant}"))
                 .await
                 .during("setting rights")
         };

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use gmah_shared::migrate;
 use tokio_postgres::Client;
 
-use crate::control::servers::Access;
+use crate::control::servers::{Access, TENANT_GROUP};
 use crate::control::{ControlError, During as _, template};
 use crate::modules;
 
@@ -34,7 +34,7 @@ impl References {
         if self.0.contains_key(&key) {
             return Ok(());
         }
-        let look = async |db: Client| Schema::of(&db).await;
+        let look = async |db: Client| Schema::of(&db, TENANT_GROUP).await;
         self.0.insert(key, template::in_scratch(access, admin, &sets, look).await?);
         Ok(())
     }
@@ -46,11 +46,11 @@ impl References {
 }
 
 impl Schema {
-    /// Of a database. What belongs to nobody of ours (an index that was made for one organisation) is in it as well.
-    pub(super) async fn of(db: &Client) -> Result<Self, ControlError> {
+    /// Of a database, as that role may use it. What belongs to nobody of ours (an index that was made for one organisation) is in it as well.
+    pub(super) async fn of(db: &Client, role: &str) -> Result<Self, ControlError> {
         let what = "reading the schema";
         let objects = db.query(OBJECTS, &[]).await.during(what)?;
-        let rights = db.query(RIGHTS, &[]).await.during(what)?;
+        let rights = db.query(RIGHTS, &[&role]).await.during(what)?;
         Ok(Self {
             objects: objects.iter().map(|r| r.get(0)).collect(),
             rights: rights.iter().map(|r| (r.get(0), r.get(1))).collect(),
@@ -97,9 +97,13 @@ const OBJECTS: &str = "
 
 const RIGHTS: &str = "
     select c.relname, concat_ws(', ',
-        case when has_table_privilege('gmah_tenant', c.oid, 'select') then 'select' end,
-        case when has_table_privilege('gmah_tenant', c.oid, 'insert') then 'insert' end,
-        case when has_table_privilege('gmah_tenant', c.oid, 'update') then 'update' end,
-        case when has_table_privilege('gmah_tenant', c.oid, 'delete') then 'delete' end,
-        case when has_table_privilege('gmah_tenant', c.oid, 'truncate') then 'truncate' end)
-    from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')";
+        case when has_table_privilege(who.oid, c.oid, 'select') then 'select' end,
+        case when has_table_privilege(who.oid, c.oid, 'insert') then 'insert' end,
+        case when has_table_privilege(who.oid, c.oid, 'update') then 'update' end,
+        case when has_table_privilege(who.oid, c.oid, 'delete') then 'delete' end,
+        case when has_table_privilege(who.oid, c.oid, 'truncate') then 'truncate' end)
+    -- Where its role is missing or in no group, its group's: that is a fault of the server's.
+    from pg_class c, (select r.oid from pg_roles r where r.rolname in ($1, 'gmah_tenant') and not r.rolsuper
+                          and pg_has_role(r.oid, 'gmah_tenant', 'usage')
+                      order by r.rolname <> $1 limit 1) who
+    where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and c.relowner <> who.oid";

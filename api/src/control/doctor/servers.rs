@@ -7,6 +7,7 @@ use gmah_shared::tenant::TenantId;
 use tokio_postgres::Client;
 
 use super::{Declared, Findings};
+use crate::control::operations::Subject;
 use crate::control::remove::{drop_database, drop_role, mark};
 use crate::control::servers::Access;
 use crate::control::{Control, ControlError, During as _, fence, provision};
@@ -26,6 +27,7 @@ struct Role {
     name: String,
     mark: Option<String>,
     can_login: bool,
+    is_member: bool,
     is_too_mighty: bool,
     is_expired: bool,
 }
@@ -45,9 +47,16 @@ impl Control {
         let by_name: HashMap<&str, &Database> = databases.iter().map(|d| (d.name.as_str(), d)).collect();
         let role_by_name: HashMap<&str, &Role> = roles.iter().map(|r| (r.name.as_str(), r)).collect();
         for declared in here.iter().filter(|d| d.is_served()) {
-            self.examine_role(admin, declared, role_by_name.get(declared.role.as_str()), findings).await;
             let database = by_name.get(declared.database.as_str()).copied();
+            let role = role_by_name.get(declared.role.as_str());
+            // First: a database is given to it.
+            let is_well = self.examine_role(admin, declared, role, findings).await;
             examine_database(admin, access, declared, database, findings).await;
+            // Where something is wrong with the database, that is why it is not entered.
+            let may_enter = |d: &Database| d.is_open && !d.is_invalid && d.owner == declared.role;
+            if is_well && database.is_some_and(may_enter) {
+                self.examine_entry(admin, access, declared, findings).await;
+            }
         }
         let destroyed: HashMap<String, TenantId> =
             all.iter().filter(|d| d.is_purged).map(|d| (mark(d.id), d.id)).collect();
@@ -122,14 +131,15 @@ impl Control {
         Ok(())
     }
 
+    /// Looks at what the server knows of a role. Answers whether it is as it should be.
     async fn examine_role(
         &self,
         admin: &Client,
         declared: &Declared,
         role: Option<&&Role>,
         findings: &mut Findings,
-    ) {
-        let wrong = match role {
+    ) -> bool {
+        let (kind, what) = match role {
             None => ("role_missing", "its role is missing"),
             Some(role) if role.mark.as_deref() != Some(&mark(declared.id)) => {
                 findings.found(
@@ -137,19 +147,65 @@ impl Control {
                     &declared.slug,
                     format!("the role {} is not its own", role.name),
                 );
-                return;
+                return false;
             }
             Some(role) if role.is_too_mighty => {
                 ("role_too_mighty", "its role may more than enter its database")
             }
             Some(role) if !role.can_login => ("role_shut_out", "its role cannot log in"),
-            Some(_) => return,
+            Some(role) if !role.is_member => ("role_shut_out", "its role may not use its tables"),
+            Some(_) => return true,
         };
         let mend = async {
-            let reserved = self.reserved_of(declared.id).await?;
-            provision::ensure_role(admin, &reserved).await
+            self.ensure_role_held(admin, declared).await?;
+            if kind == "role_too_mighty" {
+                provision::only_in_the_group(admin, &declared.role).await?;
+            }
+            Ok(())
         };
-        findings.mend(wrong.0, &declared.slug, wrong.1, mend).await;
+        findings.mend(kind, &declared.slug, what, mend).await;
+        false
+    }
+
+    /// Enters its database as an organisation does.
+    async fn examine_entry(
+        &self,
+        admin: &Client,
+        access: &Access,
+        declared: &Declared,
+        findings: &mut Findings,
+    ) {
+        let enters = async {
+            let reserved = self.reserved_of(declared.id).await?;
+            provision::enters(access, &reserved).await
+        };
+        match enters.await {
+            Ok(true) => {}
+            Ok(false) => {
+                let mend = self.ensure_role_held(admin, declared);
+                findings.mend("role_shut_out", &declared.slug, "its role has another password", mend).await;
+            }
+            Err(e) => findings.found("role_unknown", &declared.slug, e.to_string()),
+        }
+    }
+
+    /// Not while something else is done to the organisation, which may have shut its role out, or be changing its password.
+    async fn ensure_role_held(&self, admin: &Client, declared: &Declared) -> Result<(), ControlError> {
+        let subject = Subject::Organization(declared.id);
+        if !self.try_hold(&subject).await? {
+            return Err(ControlError::Refused("another command is at work on it".into()));
+        }
+        let ensured = async {
+            // Of what was read at the beginning much may have changed.
+            let now = self.declared().await?.into_iter().find(|d| d.id == declared.id);
+            if !now.is_some_and(|d| d.is_served()) {
+                return Err(ControlError::Refused("it is not served any more".into()));
+            }
+            provision::ensure_role(admin, &self.reserved_of(declared.id).await?).await
+        };
+        let ensured = ensured.await;
+        self.release(&subject).await;
+        ensured
     }
 
     /// Databases that restores replaced.
@@ -241,7 +297,11 @@ async fn databases(admin: &Client) -> Result<Vec<Database>, ControlError> {
 async fn roles(admin: &Client) -> Result<Vec<Role>, ControlError> {
     let rows = admin
         .query(
-            "select rolname, shobj_description(oid, 'pg_authid') as mark, rolcanlogin,
+            "select rolname, shobj_description(oid, 'pg_authid') as mark,
+                 rolcanlogin and rolconnlimit <> 0 and (rolvaliduntil is null or rolvaliduntil > now()) as can_login,
+                 -- What is granted to the group is granted to it.
+                 coalesce(pg_has_role(r.oid, (select g.oid from pg_roles g where g.rolname = 'gmah_tenant'), 'usage'), false)
+                     as is_member,
                  rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls
                      or exists (select from pg_auth_members m join pg_roles g on g.oid = m.roleid
                                 where m.member = r.oid and g.rolname <> 'gmah_tenant') as is_too_mighty,
@@ -256,7 +316,8 @@ async fn roles(admin: &Client) -> Result<Vec<Role>, ControlError> {
         .map(|r| Role {
             name: r.get("rolname"),
             mark: r.get("mark"),
-            can_login: r.get("rolcanlogin"),
+            can_login: r.get("can_login"),
+            is_member: r.get("is_member"),
             is_too_mighty: r.get("is_too_mighty"),
             is_expired: r.get("is_expired"),
         })
