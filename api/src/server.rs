@@ -23,7 +23,6 @@ use gmah_shared::tasks::Tasks;
 use gmah_shared::telemetry::traces::Traces;
 use gmah_shared::tenant::TenantId;
 use gmah_shared::token::{AUDIENCE_API, AUDIENCE_PLATFORM, Keyring, Verifier};
-use hyper::body::Incoming;
 use opentelemetry_sdk::trace::SdkTracer;
 use ring::hmac;
 use tokio::sync::Notify;
@@ -47,9 +46,11 @@ use crate::{admin, chores, collector, platform, routes};
 
 mod connections;
 mod names;
+mod unread;
 
 use connections::{bind, local, serve};
 pub use names::Names;
+use unread::Returning;
 
 /// What all requests share.
 pub struct App {
@@ -387,7 +388,7 @@ impl Services {
     }
 }
 
-impl Service<http::Request<Incoming>> for Services {
+impl Service<http::Request<Returning>> for Services {
     type Response = Response;
     type Error = Infallible;
     type Future = axum::routing::future::RouteFuture<Infallible>;
@@ -397,7 +398,7 @@ impl Service<http::Request<Incoming>> for Services {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Returning>) -> Self::Future {
         let chosen = if self.app.platform.is_asked(request.headers()) {
             &mut self.platform
         } else {

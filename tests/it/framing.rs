@@ -3,16 +3,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::bounds::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, frame, get_block, preface};
 use crate::harness::dev::{address, text};
-use crate::harness::http::{request, responses, status, talk};
+use crate::harness::http::{Answer, exchange, request, responses, status, talk, try_read};
 use crate::harness::origin::{Origin, answer};
 use crate::harness::{Dev, roles};
 
@@ -185,4 +185,60 @@ async fn t04_a_client_hello_in_records_of_one_byte() {
     let _ = tcp.write_all(&endless).await;
     assert!(talk(&mut tcp, b"").await.len() < 100);
     assert_eq!(dev.get("lyon", "/api/v1/tenant").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m07_the_api_never_leaves_a_body_unread_without_a_word() {
+    let dev = Dev::start().await;
+    let (api, host) = (address(&dev.info["api"]), dev.host("paris"));
+    let head = |length: usize, more: &str| {
+        let path = "/api/v1/members";
+        format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n{more}\r\n").into_bytes()
+    };
+    let is_last = |answer: &Answer| answer.header("connection") == Some("close");
+    let next = request("GET", &host, "/api/v1/tenant", &[], None);
+
+    // Refused for what its head lacks, before a byte of its body is there: the connection goes on.
+    let mut in_time = 0;
+    for _ in 0..20 {
+        let mut stream = tokio::net::TcpStream::connect(api).await.expect("connect");
+        let began = Instant::now();
+        stream.write_all(&head(20, "")).await.expect("head");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let seen = exchange(&mut stream, &[b'x'; 20]).await;
+        assert_eq!((seen.status, seen.code()), (401, "invalid_tenant_token".into()));
+        // A machine that is busy with others may be late itself.
+        if began.elapsed() < Duration::from_millis(400) {
+            assert!(!is_last(&seen), "{seen:?}");
+            let seen = exchange(&mut stream, &next).await;
+            assert_eq!((seen.status, is_last(&seen)), (401, false));
+            in_time += 1;
+        }
+        if in_time == 3 {
+            break;
+        }
+    }
+    assert_eq!(in_time, 3, "of twenty");
+
+    // What comes too late, is too much, ends before its end, or waits to be asked for: the answer says that it is the last.
+    let cases: [(&str, usize, &str, Vec<u8>); 4] = [
+        ("nothing", 20, "", vec![]),
+        ("a part", 20, "", vec![b'x'; 19]),
+        ("too much", 3 << 20, "", vec![b'x'; 2 << 20]),
+        ("withheld", 20, "Expect: 100-continue\r\n", vec![]),
+    ];
+    for (what, length, more, body) in cases {
+        let (mut reads, mut writes) =
+            tokio::net::TcpStream::connect(api).await.expect("connect").into_split();
+        writes.write_all(&head(length, more)).await.expect("head");
+        let talks = async {
+            // It may have heard enough.
+            let (_, seen) = tokio::join!(writes.write_all(&body), try_read(&mut reads));
+            let seen = seen.expect(what);
+            assert_eq!((seen.status, is_last(&seen)), (401, true), "{what}: {:?}", seen.headers);
+            let mut rest = [0; 1];
+            assert!(!matches!(reads.read(&mut rest).await, Ok(1..)), "{what}: nothing after the last");
+        };
+        tokio::time::timeout(Duration::from_secs(20), talks).await.expect(what);
+    }
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use axum::response::Response;
 use gmah_shared::config::Listen;
 use gmah_shared::tasks::Tasks;
-use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::Service;
 
 use super::StartError;
+use super::unread::{self, Returning};
 
 pub(super) async fn bind(key: &'static str, address: Listen) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|cause| StartError::Bind { key, address, cause })
@@ -27,7 +27,7 @@ pub(super) fn local(listener: &TcpListener, configured: Listen) -> SocketAddr {
 
 /// What answers requests of a listener.
 pub(super) trait Serves:
-    Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    Service<http::Request<Returning>, Response = Response, Error = Infallible, Future: Send>
     + Clone
     + Send
     + 'static
@@ -35,7 +35,7 @@ pub(super) trait Serves:
 }
 
 impl<S> Serves for S where
-    S: Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    S: Service<http::Request<Returning>, Response = Response, Error = Infallible, Future: Send>
         + Clone
         + Send
         + 'static
@@ -82,7 +82,8 @@ async fn connection<S: Serves>(stream: TcpStream, router: S, stop: tokio_util::s
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 * 1024)
         .max_headers(128);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let answers = service_fn(move |request| unread::answer(router.clone(), request));
+    let served = builder.serve_connection(TokioIo::new(stream), answers);
     tokio::pin!(served);
     let mut stopping = false;
     loop {
