@@ -177,7 +177,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.is::<ConfigError>()
         || error.is::<NoConfig>()
         || error.is::<telemetry::BadFilter>()
-        || matches!(error.downcast_ref(), Some(ControlError::Usage(_)));
+        || matches!(error.downcast_ref(), Some(ControlError::Usage(_) | ControlError::Field { .. }));
     if usage { USAGE } else { FAILED }
 }
 

@@ -64,6 +64,14 @@ pub enum ControlError {
     /// The request itself cannot be right: nothing was changed.
     #[error("{0}")]
     Usage(String),
+    /// The same of one field of it, by its name in the admin API's requests.
+    #[error("{why}")]
+    Field {
+        /// Which.
+        name: &'static str,
+        /// The rule that it breaks.
+        why: String,
+    },
     /// It is right, but not here and now: nothing was changed.
     #[error("{0}")]
     Refused(String),
@@ -112,6 +120,11 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// A request that one of its fields makes impossible.
+    pub(crate) fn field(name: &'static str, why: impl Into<String>) -> Self {
+        Self::Field { name, why: why.into() }
+    }
+
     /// What is to be said of a failure whose work was undone, or not.
     pub(crate) fn after_undoing<T>(cause: Self, undone: Result<(), Self>) -> Result<T, Self> {
         match undone {

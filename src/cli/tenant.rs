@@ -440,7 +440,8 @@ fn used(months: &[Usage]) -> String {
 fn describe(t: &Summary) -> String {
     format!(
         "{}  {}\nid          {}\nstatus      {}\nplan        {}\nmodules     {}\ndomain      {}\nserver      \
-         {}\ndatabase    {} (placement {})\ngeneration  {}\nmaintenance {}\nlimits      {}\npools       {}\n",
+         {}\ndatabase    {} (placement {})\ngeneration  {}\nmaintenance {}\nlimits      {}\npools       {}\n\
+         branding    {}\n",
         t.slug,
         t.name,
         t.id,
@@ -454,6 +455,7 @@ fn describe(t: &Summary) -> String {
         t.generation,
         t.maintenance.as_deref().unwrap_or("off"),
         t.limits,
-        t.pools
+        t.pools,
+        t.branding
     )
 }

@@ -176,9 +176,10 @@ async fn an_organisation_from_its_beginning_to_its_end() {
         ("slug", json!({"slug": "admin", "name": "x", "admin_email": "a@x.example"})),
         ("admin_email", json!({"slug": "nancy", "name": "x", "admin_email": "x"})),
         ("domain", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "domain": "10.0.0.1"})),
-        (".", json!({"slug": "nancy", "name": " ", "admin_email": "a@x.example"})),
-        (".", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "plan": "none"})),
-        (".", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "modules": ["none"]})),
+        ("domain", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "domain": "co.uk"})),
+        ("name", json!({"slug": "nancy", "name": " ", "admin_email": "a@x.example"})),
+        ("plan", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "plan": "none"})),
+        ("modules", json!({"slug": "nancy", "name": "x", "admin_email": "a@x.example", "modules": ["none"]})),
     ] {
         let refused = admin.ask("POST", "/organizations", Some(bad.clone())).await;
         assert_eq!((refused.status, &refused.json()["field"]), (422, &json!(field)), "{bad}: {refused:?}");
@@ -190,14 +191,27 @@ async fn an_organisation_from_its_beginning_to_its_end() {
     assert_eq!((&changed["plan"], &changed["limits"]["members"]), (&json!("starter"), &json!(1)));
     let limits = || async { dev.get("metz", "/api/v1/tenant").await.json() };
     eventually("everybody goes by it", Duration::from_secs(2), limits, |t| t["plan"] == "starter").await;
-    for bad in [
-        json!({"plan": "none"}),
-        json!({"limits": {"members": 0}}),
-        json!({"limits": {"x": 1}}),
-        json!({"limits": []}),
+    for (field, bad) in [
+        ("plan", json!({"plan": "none"})),
+        ("limits.members", json!({"limits": {"members": 0}})),
+        ("limits.x", json!({"limits": {"x": 1}})),
+        ("limits", json!({"limits": []})),
+        ("pools.api", json!({"pools": {"api": "A"}})),
+        ("branding.name=X", json!({"branding": {"name=X": "y"}})),
+        ("branding.primary_color", json!({"branding": {"name": "Metz", "primary_color": "red"}})),
     ] {
-        assert_eq!(admin.ask("PATCH", one, Some(bad.clone())).await.status, 422, "{bad}");
+        let refused = admin.ask("PATCH", one, Some(bad.clone())).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (422, &json!(field)), "{bad}: {refused:?}");
     }
+    let whole = admin.json("GET", one, None, 200).await;
+    let metz = json!({"name": "Metz"});
+    let shown = admin.json("PATCH", one, Some(json!({"branding": metz})), 200).await;
+    assert_eq!(shown["branding"], metz);
+    assert_eq!(
+        (&whole["plan"], &whole["branding"]),
+        (&json!("starter"), &json!({})),
+        "nothing of what was refused"
+    );
     admin.json("POST", &format!("{one}/suspend"), Some(json!({"reason": "unpaid"})), 200).await;
     served("metz", 403).await;
     assert_eq!(admin.json("GET", one, None, 200).await["status_reason"], "unpaid");

@@ -47,7 +47,9 @@ impl FromStr for Role {
         [Self::ReadOnly, Self::Support, Self::Operator, Self::Owner]
             .into_iter()
             .find(|role| role.as_str() == text)
-            .ok_or_else(|| ControlError::Usage(format!("{text:?}: owner, operator, support or read_only")))
+            .ok_or_else(|| {
+                ControlError::field("role", format!("{text:?}: owner, operator, support or read_only"))
+            })
     }
 }
 

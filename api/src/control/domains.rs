@@ -61,7 +61,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Usage`] for a name that can be nobody's, [`ControlError::Refused`] for one that is held.
     pub async fn add_domain(&self, slug: &TenantSlug, hostname: &Hostname) -> Result<Domain, ControlError> {
-        self.can_be_claimed(hostname)?;
+        self.can_be_claimed("hostname", hostname)?;
         let tenant = self.tenant(slug).await?;
         let held = self
             .master
@@ -185,9 +185,14 @@ impl Control {
             .map(drop)
     }
 
-    /// Whether a name can be an organisation's at all.
-    pub(super) fn can_be_claimed(&self, hostname: &Hostname) -> Result<(), ControlError> {
-        let refuse = |why: &str| Err(ControlError::Usage(format!("{hostname} cannot be claimed: {why}")));
+    /// Whether a name, which a request has in that field, can be an organisation's at all.
+    pub(super) fn can_be_claimed(
+        &self,
+        field: &'static str,
+        hostname: &Hostname,
+    ) -> Result<(), ControlError> {
+        let refuse =
+            |why: &str| Err(ControlError::field(field, format!("{hostname} cannot be claimed: {why}")));
         let name = hostname.as_str();
         let is_or_below = |base: &Hostname| name == base.as_str() || name.ends_with(&format!(".{base}"));
         let s = &self.settings;

@@ -33,6 +33,14 @@ const LIMITS: [&str; 7] = [
 const BRANDING: [&str; 4] = ["name", "logo_url", "primary_color", "background_color"];
 
 impl EdgeSettings {
+    /// With what `others` sets as well.
+    pub fn and(mut self, others: Self) -> Self {
+        self.limits.extend(others.limits);
+        self.pools.extend(others.pools);
+        self.branding.extend(others.branding);
+        self
+    }
+
     /// From `KEY=VALUE` words: `limits.NAME=NUMBER`, `pool.NAME=POOL`, `branding.NAME=TEXT`; the value `default` takes the
     /// organisation's own away.
     ///

@@ -87,7 +87,7 @@ impl Control {
     ) -> Result<Summary, ControlError> {
         let wanted = known(keys)?;
         let tenant = self.tenant(slug).await?;
-        complete(after(&tenant, &wanted, on))?;
+        complete("module", after(&tenant, &wanted, on))?;
         let modules: BTreeSet<&str> = wanted.iter().map(|m| m.key).collect();
         let ask = Ask {
             input: json!({ "slug": tenant.slug, "modules": modules, "enabled": on }),
@@ -96,7 +96,7 @@ impl Control {
         self.operate(ask, async |control, operation| {
             // Under the lock: it may have other modules by now, and another database.
             let tenant = control.tenant(slug).await?;
-            complete(after(&tenant, &wanted, on))?;
+            complete("module", after(&tenant, &wanted, on))?;
             if on {
                 // Also where an earlier runner has: this program may know more of them.
                 operation.again(&control.master, "tables", control.make_tables(&tenant, &wanted)).await?;
@@ -134,10 +134,10 @@ fn after<'a>(tenant: &'a Summary, wanted: &[&'a Module], on: bool) -> Vec<&'a st
     others.chain(wanted.iter().filter(|_| on).map(|m| m.key)).collect()
 }
 
-/// Refuses modules without those that they need.
-pub(super) fn complete(keys: Vec<&str>) -> Result<(), ControlError> {
+/// Refuses modules, which a request has in that field, without those that they need.
+pub(super) fn complete(field: &'static str, keys: Vec<&str>) -> Result<(), ControlError> {
     match modules::missing(modules::OPTIONAL, &keys).first() {
-        Some((module, needed)) => Err(ControlError::Usage(format!("{module} needs {needed}"))),
+        Some((module, needed)) => Err(ControlError::field(field, format!("{module} needs {needed}"))),
         None => Ok(()),
     }
 }
@@ -148,7 +148,7 @@ pub(super) fn known(keys: &[String]) -> Result<Vec<&'static Module>, ControlErro
         let module = modules::find(key).ok_or_else(|| {
             let known: Vec<_> = modules::OPTIONAL.iter().map(|m| m.key).collect();
             let why = if key == modules::CORE.key { "is everybody's" } else { "is no module" };
-            ControlError::Usage(format!("{key} {why}; there are {}", known.join(", ")))
+            ControlError::field("module", format!("{key} {why}; there are {}", known.join(", ")))
         })?;
         if !found.iter().any(|f: &&Module| f.key == module.key) {
             found.push(module);

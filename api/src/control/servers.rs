@@ -1,5 +1,6 @@
 //! PostgreSQL servers that hold organisations' databases.
 
+use futures::stream::{self, StreamExt as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -68,6 +69,9 @@ pub struct NewServer {
     pub replica_of: Option<String>,
 }
 
+/// Servers that are asked at once whether they are a new one.
+const ASKED_AT_ONCE: usize = 32;
+
 /// The group that owns nothing and may read and write organisations' tables; their roles belong to it.
 pub(crate) const TENANT_GROUP: &str = "gmah_tenant";
 
@@ -81,10 +85,11 @@ impl Control {
             && new.name.starts_with(|c: char| c.is_ascii_lowercase())
             && new.name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         if !well_formed {
-            return Err(ControlError::Usage(format!(
+            let why = format!(
                 "{:?}: a server's name begins with a letter and holds only a-z, 0-9 and hyphens",
                 new.name
-            )));
+            );
+            return Err(ControlError::field("name", why));
         }
         if new.tls_ca.is_some() && new.tls != Some(true) {
             return Err(ControlError::Usage("authorities are for TLS: --tls as well".into()));
@@ -203,18 +208,26 @@ impl Control {
             )
             .await
             .during("reading the servers")?;
-        for other in others {
+        let asks = others.iter().map(|other| async move {
             let theirs = async {
-                let other = self.access(other.get("id")).await?.connect("postgres").await?;
-                other.query_one(asked, &[]).await.during(what)
+                let server = self.access(other.get("id")).await?.connect("postgres").await?;
+                server.query_one(asked, &[]).await.during(what)
             };
-            match theirs.await {
+            (other.get::<_, &str>("name"), theirs.await)
+        });
+        // Those that are away take as long as the way to one may.
+        let mut answers = stream::iter(asks).buffer_unordered(ASKED_AT_ONCE);
+        while let Some((other, theirs)) = answers.next().await {
+            match theirs {
                 Ok(row) if which(&row) == ours => {
-                    let other: &str = other.get("name");
                     return Err(ControlError::Refused(format!("that server is known already, as {other}")));
                 }
                 Ok(_) => {}
-                Err(e) => tracing::warn!(error = %e, "another server was not asked whether it is the same"),
+                Err(e) => tracing::warn!(
+                    server = other,
+                    error = %e,
+                    "another server was not asked whether it is the same"
+                ),
             }
         }
         Ok(())

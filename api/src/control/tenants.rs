@@ -50,6 +50,9 @@ pub struct Summary {
     /// Its own in place of shared pools.
     #[schema(value_type = Object)]
     pub pools: serde_json::Value,
+    /// How pages look that the edge writes for it, where it is its own.
+    #[schema(value_type = Object)]
+    pub branding: serde_json::Value,
     /// `healthy`, `warning` or `critical`, as it was found last.
     pub health: String,
     /// Version of each set of migrations, as it was found last.
@@ -248,7 +251,7 @@ impl Control {
         reason: Option<&str>,
     ) -> Result<Summary, ControlError> {
         if reason.is_some_and(|r| r.trim().is_empty() || r.chars().count() > 500) {
-            return Err(ControlError::Usage("a reason has 1 to 500 characters".into()));
+            return Err(ControlError::field("reason", "a reason has 1 to 500 characters"));
         }
         let from: &[&str] = match to {
             TenantStatus::Active => &["suspended", "maintenance", "active"],
@@ -404,6 +407,7 @@ fn summary(row: &Row) -> Result<Summary, ControlError> {
         maintenance: row.get("maintenance_mode"),
         limits: row.get("limits"),
         pools: row.get("pools"),
+        branding: row.get("branding"),
         health: row.get("health"),
         schema: row.get("schema"),
         created_at: row.get("created_at"),
@@ -416,6 +420,7 @@ fn summary(row: &Row) -> Result<Summary, ControlError> {
 const SUMMARY: &str =
     "select o.id, o.slug, o.name, o.status, o.status_reason, o.plan, o.domain, s.name as server, o.server_id,
     o.database_name, o.placement, o.generation, o.created_at, o.maintenance_mode, o.limits, o.pools,
+    coalesce(nullif(o.settings -> 'branding', 'null'), '{}') as branding,
     array(select f.module from organization_features f
           where f.organization_id = o.id and f.enabled order by f.module) as modules,
     coalesce(n.health, 'healthy') as health, coalesce(n.schema, '{}') as schema,

@@ -200,22 +200,25 @@ pub(super) async fn update(
 ) -> Result<Json<Summary>, ApiError> {
     let slug = slug(path)?;
     let Update { plan, limits, pools, branding } = body.value;
-    let mut words = Vec::new();
-    for (kind, values) in [("limits", limits), ("pool", pools), ("branding", branding)] {
+    let mut to = EdgeSettings::default();
+    for (field, kind, values) in
+        [("limits", "limits", limits), ("pools", "pool", pools), ("branding", "branding", branding)]
+    {
         for (name, value) in values {
+            let invalid = |why: &str| ApiError::invalid(&format!("{field}.{name}"), why);
             let text = match value {
                 Value::Null => "default".to_owned(),
                 Value::String(text) => text,
                 Value::Number(number) => number.to_string(),
-                _ => return Err(ApiError::invalid(&format!("{kind}.{name}"), "a number, a text or null")),
+                _ => return Err(invalid("a number, a text or null")),
             };
-            let field = format!("{kind}.{name}");
-            words.push(format!("{field}={text}"));
-            EdgeSettings::parse(words.get(words.len() - 1..).unwrap_or_default())
-                .map_err(|e| ApiError::invalid(&field, &e.to_string()))?;
+            if name.contains('=') {
+                return Err(invalid("is nothing that can be set"));
+            }
+            let one = EdgeSettings::parse(&[format!("{kind}.{name}={text}")]);
+            to = to.and(one.map_err(|e| invalid(&e.to_string()))?);
         }
     }
-    let to = EdgeSettings::parse(&words).map_err(|e| ApiError::invalid(".", &e.to_string()))?;
     let name = slug.clone();
     let changed = change(&admin, &slug, async move |control| {
         if let Some(plan) = plan {

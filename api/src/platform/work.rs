@@ -311,6 +311,7 @@ where
 fn refused(error: ControlError) -> ApiError {
     match error {
         ControlError::Usage(why) => ApiError::invalid(".", &why),
+        ControlError::Field { name, why } => ApiError::invalid(name, &why),
         ControlError::Refused(why) | ControlError::Foreign(why) => ApiError::Refused(why),
         ControlError::NoTenant(_) => ApiError::NotFound,
         ControlError::Password(crate::auth::password::HashError::Length) => {

@@ -55,7 +55,7 @@ impl Control {
                 return Err(ControlError::Refused(format!("this program has no module {key}")));
             }
         }
-        features::complete(manifest.modules.iter().map(String::as_str).collect())?;
+        features::complete("modules", manifest.modules.iter().map(String::as_str).collect())?;
         let ask = Ask {
             kind: Kind::RestoreAs,
             subject: Subject::Slug(slug.clone()),

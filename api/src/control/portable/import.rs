@@ -258,7 +258,7 @@ fn check(manifest: &ExportManifest) -> Result<(), ControlError> {
             return refuse(format!("this program has no module {key}"));
         }
     }
-    features::complete(manifest.modules.iter().map(String::as_str).collect())?;
+    features::complete("modules", manifest.modules.iter().map(String::as_str).collect())?;
     for set in modules::migrations(&manifest.modules) {
         let theirs = manifest.schema.get(set.name).copied().unwrap_or_default();
         if theirs > set.latest() {

@@ -66,31 +66,31 @@ impl Control {
         if plans.iter().any(|p| p == plan) {
             return Ok(());
         }
-        Err(ControlError::Usage(format!("there is no plan {plan}; there are {}", plans.join(", "))))
+        Err(ControlError::field("plan", format!("there is no plan {plan}; there are {}", plans.join(", "))))
     }
 }
 
 /// Refuses what is no name of an organisation.
 pub(crate) fn check_name(name: &str) -> Result<(), ControlError> {
     if name.trim().is_empty() || name.chars().count() > 200 || name.chars().any(char::is_control) {
-        return Err(ControlError::Usage("a name has 1 to 200 characters and no control characters".into()));
+        return Err(ControlError::field("name", "a name has 1 to 200 characters and no control characters"));
     }
     Ok(())
 }
 
 /// Everything that can be wrong with the request, before anything is written.
 pub(super) async fn check(control: &Control, new: &NewTenant) -> Result<(), ControlError> {
-    let usage = |text: String| Err(ControlError::Usage(text));
     check_name(&new.name)?;
     for key in &new.modules {
         if modules::find(key).is_none() {
             let known: Vec<_> = modules::OPTIONAL.iter().map(|m| m.key).collect();
-            return usage(format!("there is no module {key}; there are {}", known.join(", ")));
+            let why = format!("there is no module {key}; there are {}", known.join(", "));
+            return Err(ControlError::field("modules", why));
         }
     }
-    features::complete(new.modules.iter().map(String::as_str).collect())?;
+    features::complete("modules", new.modules.iter().map(String::as_str).collect())?;
     if let Some(domain) = &new.domain {
-        control.can_be_claimed(domain)?;
+        control.can_be_claimed("domain", domain)?;
     }
     control.check_plan(&new.plan).await
 }

@@ -126,7 +126,7 @@ pub(super) fn postgres(
     user: &str,
     password: Option<SecretString>,
 ) -> Result<Postgres, ControlError> {
-    let usage = |e: &dyn std::fmt::Display| ControlError::Usage(format!("{host:?}: {e}"));
+    let usage = |e: &dyn std::fmt::Display| ControlError::field("host", format!("{host:?}: {e}"));
     Ok(Postgres {
         hosts: Hosts::parse(host, port).map_err(|e| usage(&e))?,
         transport: Transport::parse(tls.0, tls.1)

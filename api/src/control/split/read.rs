@@ -33,7 +33,7 @@ impl Control {
     /// Reads everybody's rows; into `work` unless they are only looked at.
     pub(super) async fn read_shared(&self, plan: &Plan, work: Option<&Path>) -> Result<Parts, ControlError> {
         features::known(&plan.modules)?;
-        features::complete(plan.modules.iter().map(String::as_str).collect())?;
+        features::complete("modules", plan.modules.iter().map(String::as_str).collect())?;
         self.check_plan(&plan.plan).await?;
         let target = self.shape_of(&plan.modules).await?;
         let what = "the shared database";
