@@ -68,6 +68,11 @@ async fn what_is_sealed_is_nowhere_in_clear() {
     let change = json!({"notes": "allergic to nothing", "address": null});
     let changed = h.send("PATCH", &path, Some(change)).await;
     assert_eq!((changed.status, &changed.json()["address"]), (200, &Value::Null), "{changed:?}");
+    for never in ["first_name", "birth_date"] {
+        let refused = h.send("PATCH", &path, Some(json!({never: null, "phone": "+33 1 23 45 67 89"}))).await;
+        assert_eq!((refused.status, text(&refused.json()["field"])), (422, never), "{refused:?}");
+    }
+    assert_eq!(h.send("GET", &path, None).await.json(), changed.json());
     // The same number is nobody else's.
     assert_eq!(
         seen(&h.send("POST", "/api/v1/patients", Some(patient())).await),

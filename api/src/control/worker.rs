@@ -19,19 +19,6 @@ use crate::modules;
 const PAUSE: Duration = Duration::from_secs(60);
 /// Before the first, where databases are kept ready: there may be none yet.
 const FIRST: Duration = Duration::from_secs(5);
-/// Operations that come round again: of organisations by the thousand they would fill the journal.
-const COME_ROUND: &[Kind] = &[
-    Kind::Migrate,
-    Kind::Backup,
-    Kind::Restore,
-    Kind::Undo,
-    Kind::RolePassword,
-    Kind::Move,
-    Kind::Modules,
-    Kind::DataKey,
-    Kind::SigningKey,
-    Kind::MasterKey,
-];
 /// Organisations that one round takes of each kind of work.
 const BATCH: i64 = 50;
 
@@ -135,14 +122,13 @@ impl Control {
 
     /// The journal keeps what was made and what was destroyed; of what comes round again it keeps a year.
     async fn forget_operations(&self) -> Result<(), ControlError> {
-        let kinds: Vec<&str> = COME_ROUND.iter().map(|k| k.as_str()).collect();
         self.master
             .execute(
                 "delete from operations where id in (
                      select id from operations
                      where state in ('done', 'cancelled') and kind = any($1) and finished_at < now() - interval '1 year'
                      order by finished_at limit 10000)",
-                &[&kinds],
+                &[&Kind::that_come_round()],
             )
             .await
             .during("clearing the journal")?;

@@ -64,8 +64,8 @@ fn field(path: &str, message: &str) -> String {
     let named = ["missing field `", "duplicate field `"].iter().find_map(|said| message.strip_prefix(said));
     match named.and_then(|rest| rest.split_once('`')) {
         Some((name, _)) if path == "." => name.to_owned(),
-        Some((name, _)) if !path.ends_with(name) => format!("{path}.{name}"),
-        _ => path.to_owned(),
+        Some((name, _)) => format!("{path}.{name}"),
+        None => path.to_owned(),
     }
 }
 
@@ -73,4 +73,43 @@ fn field(path: &str, message: &str) -> String {
 fn strip_place(text: &str) -> String {
     let text = text.rsplit_once(" at line ").map_or(text, |(head, _)| head);
     text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[test]
+    fn a_field_is_named_where_it_is() {
+        #[derive(Deserialize)]
+        #[expect(dead_code, reason = "only what is refused is looked at")]
+        struct Inner {
+            name: String,
+            nickname: String,
+        }
+        #[derive(Deserialize)]
+        #[expect(dead_code, reason = "only what is refused is looked at")]
+        struct Outer {
+            name: Option<Inner>,
+            others: Vec<Inner>,
+        }
+        let named = |text: &str| {
+            let mut de = serde_json::Deserializer::from_str(text);
+            let e = serde_path_to_error::deserialize::<_, Outer>(&mut de).err().expect("refused");
+            field(&e.path().to_string(), &strip_place(&e.inner().to_string()))
+        };
+        for (text, field) in [
+            (r#"{"name": null}"#, "others"),
+            (r#"{"name": null, "name": null}"#, "name"),
+            (r#"{"name": {"nickname": "a"}}"#, "name.name"),
+            (r#"{"name": {"name": "a"}}"#, "name.nickname"),
+            (r#"{"name": {"name": "a", "name": "b"}}"#, "name.name"),
+            (r#"{"others": [{"name": "a", "nickname": "b"}, {"nickname": "a"}]}"#, "others[1].name"),
+            (r#"{"others": [{"name": "a", "name": "b"}]}"#, "others[0].name"),
+            (r#"{"others": [{"name": 1}]}"#, "others[0].name"),
+        ] {
+            assert_eq!(named(text), field, "{text}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer};
 use time::{Date, OffsetDateTime};
 
 use crate::error::ApiError;
+use crate::repo::date;
 use crate::repo::users::is_email;
 
 /// Most that anything may amount to, in minor units.
@@ -17,6 +18,11 @@ pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Opti
 /// For a field that may be left out and is never null.
 pub fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
     T::deserialize(d).map(Some)
+}
+
+/// The same of a day.
+pub fn given_day<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Date>, D::Error> {
+    date::deserialize(d).map(Some)
 }
 
 /// A text of 1 to `most` characters, without spaces around it and without control characters.

@@ -61,7 +61,8 @@ pub struct Update {
     #[serde(default, deserialize_with = "field::given")]
     #[schema(value_type = String, required = false, min_length = 1, max_length = 100)]
     last_name: Option<String>,
-    #[serde(default, with = "date::option")]
+    #[serde(default, deserialize_with = "field::given_day")]
+    #[schema(value_type = String, required = false, format = Date)]
     birth_date: Option<Date>,
     #[serde(default, deserialize_with = "field::some")]
     #[schema(value_type = Option<String>)]

@@ -121,6 +121,22 @@ impl Kind {
         }
     }
 
+    /// Whether it comes round again: of organisations by the thousand such operations would fill the journal. What was made and
+    /// what was destroyed stays in it.
+    const fn comes_round(self) -> bool {
+        match self {
+            Self::Migrate | Self::Backup | Self::Restore | Self::Undo | Self::Move | Self::Modules => true,
+            Self::RolePassword | Self::DataKey | Self::SigningKey | Self::MasterKey => true,
+            Self::Create | Self::Import | Self::RestoreAs => false,
+            Self::Delete | Self::Undelete | Self::Purge => false,
+        }
+    }
+
+    /// Names of those that come round again.
+    pub(in crate::control) fn that_come_round() -> Vec<&'static str> {
+        KINDS.iter().filter(|kind| kind.comes_round()).map(|kind| kind.as_str()).collect()
+    }
+
     /// The kind of that name, if this program knows it.
     pub fn parse(name: &str) -> Option<Self> {
         KINDS.iter().copied().find(|kind| kind.as_str() == name)
