@@ -8,6 +8,7 @@
 //! * With the master away, entries are served until `max_stale` after they were last confirmed, unless a notice
 //!   had ended them: what is known to have changed is never guessed.
 
+mod entries;
 mod flight;
 mod recent;
 
@@ -19,11 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::StoreError;
 use crate::config::CatalogSettings;
 use crate::tenant::TenantId;
+use entries::Entries;
 use flight::Flights;
 use recent::Recent;
 
@@ -99,7 +101,7 @@ pub struct CacheMetrics {
     load_errors: IntCounter,
     not_kept: IntCounter,
     regressed: IntCounter,
-    entries: IntGauge,
+    entries: Entries,
 }
 
 impl CacheMetrics {
@@ -118,7 +120,7 @@ impl CacheMetrics {
             registry.register(Box::new(c.clone()))?;
             Ok(c)
         };
-        let entries = IntGauge::with_opts(opts("gmah_catalog_entries", "Names held by the catalog cache."))?;
+        let entries = Entries::new(opts("gmah_catalog_entries", "Names held by the catalog cache."))?;
         registry.register(Box::new(lookups.clone()))?;
         registry.register(Box::new(entries.clone()))?;
         Ok(Self {
@@ -184,6 +186,7 @@ where
             .max_capacity(settings.max_entries.get() as u64)
             .time_to_live(*settings.max_stale)
             .build();
+        metrics.entries.are_of(positive.clone());
         let negative = moka::sync::Cache::builder()
             .max_capacity(settings.max_negative.get() as u64)
             .time_to_live(*settings.negative_ttl)
@@ -357,7 +360,6 @@ where
             self.metrics.not_kept.inc();
         } else {
             self.positive.insert(key, entry.clone());
-            self.metrics.entries.set(self.positive.entry_count() as i64);
         }
         drop(recent);
         flight::Outcome::Found(entry)

@@ -31,6 +31,8 @@ struct Master {
     queries: AtomicUsize,
     /// When set, an answer is read first and handed out only with a permit.
     gate: Mutex<Option<Arc<Semaphore>>>,
+    /// Where the cache counts.
+    registry: Mutex<Registry>,
 }
 
 fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> {
@@ -50,7 +52,10 @@ fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> 
             Ok(row)
         })
     });
-    Cache::new(settings, load, CacheMetrics::register(&Registry::new(), "test").expect("metrics"))
+    let registry = Registry::new();
+    let cache = Cache::new(settings, load, CacheMetrics::register(&registry, "test").expect("metrics"));
+    *master.registry.lock().expect("lock") = registry;
+    cache
 }
 
 fn quick() -> CatalogSettings {
@@ -253,4 +258,30 @@ async fn r12_unknown_names_evict_nobody_and_loads_are_bounded() {
         tokio::task::yield_now().await;
     }
     assert_eq!(text(&cache.get(&"one more".to_owned()).await), "unavailable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_holds_is_counted_when_somebody_asks() {
+    let master = Arc::new(Master::default());
+    let settings =
+        CatalogSettings { max_stale: HumanDuration::from_millis(300), ..CatalogSettings::default() };
+    let cache = cache(&master, settings);
+    let held = || {
+        let text = crate::telemetry::encode(&master.registry.lock().expect("lock")).expect("text");
+        let line = text.lines().find_map(|l| l.strip_prefix("gmah_catalog_entries{cache=\"test\"} "));
+        line.expect("shown").parse::<u64>().expect("a number")
+    };
+    assert_eq!(held(), 0);
+    for n in 0..100 {
+        put(&master, &format!("t{n}"), &row(1, "v1"));
+    }
+    let began = Instant::now();
+    for n in 0..100 {
+        cache.get(&format!("t{n}")).await;
+    }
+    let held_now = held();
+    // A machine that is busy may have been late: then some are gone again.
+    assert!(held_now == 100 || began.elapsed() > Duration::from_millis(250), "{held_now}");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(held(), 0, "gone by themselves");
 }
