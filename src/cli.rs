@@ -23,6 +23,7 @@ mod tenant;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand};
 use gmah_api::control::config::ControlConfig;
@@ -93,7 +94,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Loads the file as the roles would, and says file, line and key of the first fault.
+    /// Loads the file as the roles would, and says file, line and key of what is wrong with each part.
     Check(Output),
 }
 
@@ -124,12 +125,17 @@ impl Output {
 impl Cli {
     /// Runs the command.
     pub(crate) async fn run(self) -> anyhow::Result<u8> {
+        let code = self.does().await?;
+        Ok(if code == 0 && UNWRITTEN.load(Ordering::Relaxed) { FAILED } else { code })
+    }
+
+    async fn does(self) -> anyhow::Result<u8> {
         let config = self.config;
         match self.command {
             Command::Dev(args) => crate::dev::run(args).await.map(|()| 0),
             Command::Router(args) => roles::router(&file(config)?, args).await,
             Command::Api => roles::api(&file(config)?).await,
-            Command::Config(ConfigCommand::Check(output)) => roles::check(&file(config)?, output),
+            Command::Config(ConfigCommand::Check(output)) => roles::check(&path(config)?, output),
             Command::Tenant(command) => command.run(&file(config)?).await,
             Command::Module(command) => command.run(&file(config)?).await,
             Command::Split(split) => split.run(&file(config)?).await,
@@ -146,17 +152,39 @@ impl Cli {
 
 /// The configuration file: named, or the one that `gmah dev` made here.
 fn file(named: Option<PathBuf>) -> anyhow::Result<ConfigFile> {
-    let path = match named {
-        Some(path) => path,
+    Ok(ConfigFile::load(&path(named)?)?)
+}
+
+fn path(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(path) => Ok(path),
         None => {
             let dev = Path::new(".gmah/gmah.toml");
             if !dev.exists() {
                 return Err(NoConfig.into());
             }
-            dev.to_owned()
+            Ok(dev.to_owned())
         }
-    };
-    Ok(ConfigFile::load(&path)?)
+    }
+}
+
+/// Prints a line of what is going on. Whoever reads may have had enough (`| head`): the work goes on all the same.
+pub(crate) fn line(line: impl std::fmt::Display) {
+    if let Err(e) = writeln!(std::io::stdout(), "{line}")
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+        && !UNWRITTEN.swap(true, Ordering::Relaxed)
+    {
+        aside(format_args!("error: standard output: {e}"));
+    }
+}
+
+/// Whether something of what was to be printed is lost, and nobody chose that.
+static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// The same beside the results.
+pub(crate) fn aside(line: impl std::fmt::Display) {
+    // There is nowhere left to say it.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Neither a flag, nor a variable, nor a file of `gmah dev`.

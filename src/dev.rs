@@ -125,8 +125,10 @@ async fn serve(
         // Every step of it may be killed and run again.
         () = told.cancelled() => return Ok(()),
     };
-    let api = gmah_api::server::start(&settings, ApiConfig::from_file(&file)?).await?;
-    let router = match gmah_router::server::start(&settings, RouterConfig::from_file(&file)?).await {
+    // Both before either starts: what was started is also stopped.
+    let (of_api, of_router) = (ApiConfig::from_file(&file)?, RouterConfig::from_file(&file)?);
+    let api = gmah_api::server::start(&settings, of_api).await?;
+    let router = match gmah_router::server::start(&settings, of_router).await {
         Ok(router) => router,
         Err(e) => {
             api.stop().await;

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let code = match runtime.block_on(cli.run()) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            cli::aside(format_args!("error: {e:#}"));
             cli::exit_code(&e)
         }
     };

@@ -253,13 +253,13 @@ impl ApiConfig {
             files.settle(file)?;
         }
         let cache = &mut config.cache;
-        let named = file.secret(0, "cache.url_file", cache.url_file.take(), cache.url_env.take())?;
+        let named = file.secret("cache.url_file", cache.url_file.take(), cache.url_env.take())?;
         cache.address = named.or_else(|| cache.url.take().map(Into::into));
         if *config.pool.heartbeat < Duration::from_secs(1) {
-            return Err(file.at(0, "pool.heartbeat", "must be 1s or more"));
+            return Err(file.at_key("pool.heartbeat", "must be 1s or more"));
         }
         if config.pool.max_per_tenant.get() > config.pool.max_per_server.get() {
-            return Err(file.at(0, "pool.max_per_tenant", "must not be above pool.max_per_server"));
+            return Err(file.at_key("pool.max_per_tenant", "must not be above pool.max_per_server"));
         }
         Ok(config)
     }
@@ -272,12 +272,12 @@ impl Mail {
             *path = file.resolve(path);
         }
         if self.relay.is_some() == self.folder.is_some() {
-            return Err(file.at(0, "mail.relay", "must be there, or mail.folder, and not both"));
+            return Err(file.at_key("mail.relay", "must be there, or mail.folder, and not both"));
         }
         let (path, name) = (self.password_file.take(), self.password_env.take());
-        self.password = file.secret(0, "mail.password_file", path, name)?;
+        self.password = file.secret("mail.password_file", path, name)?;
         if !self.link.contains("{token}") {
-            return Err(file.at(0, "mail.link", "must contain {token}"));
+            return Err(file.at_key("mail.link", "must contain {token}"));
         }
         Ok(())
     }
@@ -290,7 +290,7 @@ impl Files {
             *folder = file.resolve(folder);
         }
         if self.folder.is_some() == self.s3.is_some() {
-            return Err(file.at(0, "files.folder", "must be there, or files.s3, and not both"));
+            return Err(file.at_key("files.folder", "must be there, or files.s3, and not both"));
         }
         if let Some(s3) = &mut self.s3 {
             s3.settle(file, "files")?;
@@ -303,7 +303,7 @@ impl S3 {
     /// Reads its secret.
     pub(crate) fn settle(&mut self, file: &ConfigFile, section: &str) -> Result<(), ConfigError> {
         let (path, name) = (self.secret_access_key_file.take(), self.secret_access_key_env.take());
-        self.secret = file.secret(0, &format!("{section}.s3.secret_access_key_file"), path, name)?;
+        self.secret = file.secret(&format!("{section}.s3.secret_access_key_file"), path, name)?;
         Ok(())
     }
 }

@@ -286,6 +286,15 @@ impl Files {
         })
     }
 
+    /// Whether they are there, and one goes with the other.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub fn check(&self) -> Result<(), CertificateError> {
+        let tickets: Arc<dyn ProducesTickets> = tickets::Tickets::new();
+        self.read(&tickets).map(drop)
+    }
+
     fn read(&self, tickets: &Arc<dyn ProducesTickets>) -> Result<FromFiles, CertificateError> {
         // Before the contents: a change in between is seen by the next look.
         let stamp = self.stamp();

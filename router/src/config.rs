@@ -249,18 +249,24 @@ impl RouterConfig {
             log.per_tenant = log.per_tenant.as_deref().map(|f| file.resolve(f));
         }
         if let Some(shared) = &mut config.router.shared_limits {
-            let at = shared.span().start;
             let shared = shared.get_mut();
-            let key = "router.shared_limits.url";
-            let read = file.secret(at, key, shared.url_file.clone(), shared.url_env.clone())?;
+            let key = "router.shared_limits.url_file";
+            let read = file.secret(key, shared.url_file.clone(), shared.url_env.clone())?;
             shared.address = match (&shared.url, read) {
-                (Some(_), Some(_)) => return Err(file.at(at, key, "one of url, url_file and url_env")),
+                (Some(_), Some(_)) => {
+                    return Err(file.at_key("router.shared_limits.url", "one of url, url_file and url_env"));
+                }
                 (Some(url), None) if url.contains('@') => {
-                    return Err(file.at(at, key, "a password does not stand here: use url_file or url_env"));
+                    return Err(file.at_key(
+                        "router.shared_limits.url",
+                        "a password does not stand here: use url_file or url_env",
+                    ));
                 }
                 (Some(url), None) => Some(url.clone().into()),
                 (None, Some(read)) => Some(read),
-                (None, None) => return Err(file.at(at, key, "one of url, url_file and url_env")),
+                (None, None) => {
+                    return Err(file.at_key("router.shared_limits.url", "one of url, url_file and url_env"));
+                }
             };
         }
         config.router.certificate_file = config.router.certificate_file.as_deref().map(|f| file.resolve(f));
@@ -274,6 +280,9 @@ impl RouterConfig {
                 return Err(file.at_key("router.certificate_file", message));
             }
             _ => return Err(file.at_key("router.certificate_file", "goes with key_file, and that with it")),
+        }
+        if let Some(files) = config.router.certificate_files() {
+            files.check().map_err(|e| file.at_key("router.certificate_file", &e.to_string()))?;
         }
         config.router.upgrade_socket = config.router.upgrade_socket.as_deref().map(|f| file.resolve(f));
         Ok(config)

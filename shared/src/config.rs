@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 use crate::hostname::Hostname;
 use crate::secret::{MasterKey, SecretError};
+use crate::telemetry;
 use crate::telemetry::LogFormat;
 use crate::telemetry::traces::TraceSettings;
 
@@ -182,20 +183,23 @@ impl ConfigFile {
         let raw: RawSettings = self.parse()?;
         let under_base = |label: &str| {
             Hostname::parse(&format!("{label}.{}", raw.base_domain))
-                .map_err(|e| self.at(0, "base_domain", &e.to_string()))
+                .map_err(|e| self.at_key("base_domain", &e.to_string()))
         };
-        let secrets_at = raw.secrets.span().start;
         let secrets = raw.secrets.into_inner();
+        let key = match secrets.master_key_env {
+            Some(_) if secrets.master_key_file.is_none() => "secrets.master_key_env",
+            _ => "secrets.master_key_file",
+        };
         let key_file = secrets.master_key_file.as_deref().map(|f| self.resolve(f));
         let key_text = self
-            .secret(secrets_at, "secrets.master_key", secrets.master_key_file, secrets.master_key_env)?
-            .ok_or_else(|| self.at(secrets_at, "secrets", "master_key_file or master_key_env is required"))?;
+            .secret("secrets.master_key_file", secrets.master_key_file, secrets.master_key_env)?
+            .ok_or_else(|| self.at_key(key, "this or master_key_env is required"))?;
         let master_key = match key_file {
             Some(file) => MasterKey::of_file(&key_text, file),
             None => MasterKey::parse(&key_text),
         };
-        let master_key =
-            master_key.map_err(|e: SecretError| self.at(secrets_at, "secrets.master_key", &e.to_string()))?;
+        let master_key = master_key.map_err(|e: SecretError| self.at_key(key, &e.to_string()))?;
+        telemetry::check(&raw.log.filter).map_err(|e| self.at_key("log.filter", &e.to_string()))?;
         let acme = raw.acme.map(|acme| self.acme(acme)).transpose()?;
         let traces = raw.traces.map(|traces| self.traces(traces)).transpose()?;
         let target_base = match &raw.domains.target_base {
@@ -234,7 +238,6 @@ impl ConfigFile {
     }
 
     fn acme(&self, spanned: toml::Spanned<AcmeSettings>) -> Result<AcmeSettings, ConfigError> {
-        let at = spanned.span().start;
         let mut acme = spanned.into_inner();
         if !acme.directory.starts_with("https://") {
             return Err(self.at_key("acme.directory", "an address that begins with https://"));
@@ -244,7 +247,7 @@ impl ConfigFile {
         }
         acme.ca_file = acme.ca_file.as_deref().map(|f| self.resolve(f));
         acme.eab_key =
-            self.secret(at, "acme.eab_key", acme.eab_key_file.clone(), acme.eab_key_env.clone())?;
+            self.secret("acme.eab_key_file", acme.eab_key_file.clone(), acme.eab_key_env.clone())?;
         if acme.eab_kid.is_some() != acme.eab_key.is_some() {
             return Err(
                 self.at_key("acme.eab_kid", "goes with eab_key_file or eab_key_env, and they with it")
@@ -269,15 +272,13 @@ impl ConfigFile {
     }
 
     fn traces(&self, spanned: toml::Spanned<TraceSettings>) -> Result<TraceSettings, ConfigError> {
-        let at = spanned.span().start;
         let mut traces = spanned.into_inner();
         if !["http://", "https://"].iter().any(|scheme| traces.endpoint.starts_with(scheme)) {
             return Err(self.at_key("traces.endpoint", "an address that begins with http:// or https://"));
         }
         traces.ca_file = traces.ca_file.as_deref().map(|f| self.resolve(f));
         traces.authorization = self.secret(
-            at,
-            "traces.authorization",
+            "traces.authorization_file",
             traces.authorization_file.clone(),
             traces.authorization_env.clone(),
         )?;
@@ -333,7 +334,7 @@ max_stale = "5m"
             ("\"5m\"", "5", "/gmah.toml:10: catalog.max_stale:"),
             ("\"GMAH.com.\"", "\"127.0.0.1\"", "/gmah.toml:2: base_domain: an IP address"),
             ("[catalog]", "[catalogue]", "/gmah.toml:9: catalogue: unknown key"),
-            ("\"key\"", "\"nothere\"", "secrets.master_key: /nothere"),
+            ("\"key\"", "\"nothere\"", "/gmah.toml:8: secrets.master_key_file: /"),
             ("\"127.0.0.1\"", "\"a,,b\"", "/gmah.toml:4: master.host: a host is missing"),
             ("user = \"gmah\"", "user = \"gmah\"\ntls = \"require\"", "master.tls: \"require\" is neither"),
             ("user = \"gmah\"", "user = \"gmah\"\ntls_ca_file = \"nothere\"", "/nothere"),

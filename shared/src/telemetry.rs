@@ -20,8 +20,17 @@ pub enum LogFormat {
 
 /// The filter is not in the syntax of `tracing-subscriber`.
 #[derive(Debug, thiserror::Error)]
-#[error("log.filter: {0}")]
+#[error("{0}")]
 pub struct BadFilter(#[from] tracing_subscriber::filter::ParseError);
+
+/// Whether it is a filter.
+///
+/// # Errors
+/// [`BadFilter`].
+pub fn check(filter: &str) -> Result<(), BadFilter> {
+    EnvFilter::try_new(filter)?;
+    Ok(())
+}
 
 /// Starts logging to standard error, for the rest of the process. A second call changes nothing.
 ///

@@ -39,9 +39,9 @@ pub(crate) struct Verify {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: u16,
     /// Ids of backups.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(conflicts_with = "all")]
     ids: Vec<Uuid>,
-    /// The newest of each organisation.
+    /// The newest of each organisation, which is what is meant where no id is given.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -114,11 +114,12 @@ impl Verify {
     async fn run(self, file: &ConfigFile) -> anyhow::Result<u8> {
         let control = super::control(file).await?;
         let mut ids = self.ids;
-        if self.all {
+        if self.all || ids.is_empty() {
             let mut seen = std::collections::HashSet::new();
             let mut newest = control.backups(None, 10_000).await?;
             newest.retain(|b| b.state == "done" && seen.insert(b.slug.clone()));
             ids = newest.iter().map(|b| b.id).collect();
+            super::aside(format_args!("trying the newest backup of each of {} organisations", ids.len()));
         }
         let bar = progress::bar(ids.len());
         let (mut results, mut failed) = (Vec::new(), 0);
@@ -132,7 +133,7 @@ impl Verify {
             };
             bar.inc(1);
             if !self.output.json {
-                bar.suspend(|| println!("{}", tried(&result)));
+                bar.suspend(|| super::line(tried(&result)));
             }
             results.push(result);
         };
@@ -183,7 +184,7 @@ impl Backup {
                     (Some(made), _) => describe(made),
                     (None, error) => format!("{}: failed: {}", o.slug, error.as_deref().unwrap_or_default()),
                 };
-                bar.suspend(|| println!("{line}"));
+                bar.suspend(|| super::line(&line));
             }
         };
         let outcomes = control.telling(quiet()).backup_fleet(tenants, fleet, tell).await?;

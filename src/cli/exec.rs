@@ -83,7 +83,7 @@ impl Exec {
         Ok(match failed {
             0 => 0,
             // With one organisation there is no other that was done.
-            n if n == outcomes.len() => super::FAILED,
+            _ if outcomes.len() == 1 && !self.all => super::FAILED,
             _ => PARTLY,
         })
     }
@@ -93,22 +93,27 @@ fn print(o: &Outcome<Answered>) {
     match (&o.made, &o.error) {
         (Some(made), _) => {
             for row in &made.rows {
-                println!("{}", serde_json::json!({ "tenant": o.slug, "row": row }));
+                super::line(serde_json::json!({ "tenant": o.slug, "row": row }));
             }
             if made.count > made.rows.len() as u64 && made.more {
-                eprintln!(
+                super::aside(format_args!(
                     "{}: {} rows, of which these are the first {}",
                     o.slug,
                     made.count,
                     made.rows.len()
-                );
+                ));
             } else if made.more {
-                eprintln!("{}: there are more rows than these {}: --max-rows", o.slug, made.count);
+                super::aside(format_args!(
+                    "{}: there are more rows than these {}: --max-rows",
+                    o.slug, made.count
+                ));
             } else if made.rows.is_empty() {
-                eprintln!("{}: {} rows", o.slug, made.count);
+                super::aside(format_args!("{}: {} rows", o.slug, made.count));
             }
         }
-        (None, error) => eprintln!("{}: failed: {}", o.slug, error.as_deref().unwrap_or_default()),
+        (None, error) => {
+            super::aside(format_args!("{}: failed: {}", o.slug, error.as_deref().unwrap_or_default()))
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Migrate {
         let tell = |o: &Outcome| {
             bar.inc(1);
             if !json {
-                bar.suspend(|| println!("{}", line(o, dry_run)));
+                bar.suspend(|| super::line(line(o, dry_run)));
             }
         };
         let report = if dry_run {

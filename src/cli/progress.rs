@@ -17,7 +17,7 @@ pub(crate) fn steps() -> Progress {
         bar.enable_steady_tick(TICK);
         return Arc::new(move |event| bar.set_message(sentence(event)));
     }
-    Arc::new(|event| eprintln!("{}", sentence(event)))
+    Arc::new(|event| super::aside(sentence(event)))
 }
 
 /// A bar for work on so many organisations; hidden where nobody watches.

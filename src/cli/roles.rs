@@ -1,5 +1,7 @@
 //! `gmah router`, `gmah api`, `gmah config check`.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -87,16 +89,30 @@ pub(crate) async fn api(file: &ConfigFile) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Loads everything and starts nothing.
-pub(crate) fn check(file: &ConfigFile, output: Output) -> anyhow::Result<u8> {
-    let settings = file.settings()?;
-    RouterConfig::from_file(file)?;
-    ApiConfig::from_file(file)?;
-    ControlConfig::from_file(file)?;
+/// Loads everything and starts nothing; says of each part the first fault, and of the top level every one.
+pub(crate) fn check(path: &Path, output: Output) -> anyhow::Result<u8> {
+    let (file, mut faults) = ConfigFile::examine(path)?;
+    let base = match file.settings() {
+        Ok(settings) => Some(settings.base_domain),
+        Err(fault) => {
+            faults.push(fault);
+            None
+        }
+    };
+    faults.extend(RouterConfig::from_file(&file).err());
+    faults.extend(ApiConfig::from_file(&file).err());
+    faults.extend(ControlConfig::from_file(&file).err());
+    let mut said = BTreeSet::new();
+    let faults: Vec<String> =
+        faults.iter().map(ToString::to_string).filter(|f| said.insert(f.clone())).collect();
     let path = file.path().display().to_string();
-    let value = serde_json::json!({ "file": path, "base_domain": settings.base_domain, "valid": true });
-    output.print(&value, || format!("{path}: valid"))?;
-    Ok(0)
+    let valid = faults.is_empty();
+    let value = serde_json::json!({ "file": path, "base_domain": base, "valid": valid, "faults": faults });
+    if valid || output.json {
+        output.print(&value, || format!("{path}: valid"))?;
+    }
+    faults.iter().for_each(|fault| super::aside(format_args!("error: {fault}")));
+    Ok(if valid { 0 } else { super::USAGE })
 }
 
 pub(crate) fn start_logging(settings: &Settings) -> anyhow::Result<()> {

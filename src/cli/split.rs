@@ -35,7 +35,7 @@ impl Split {
         let (json, work) = (self.output.json, self.work.unwrap_or_default());
         let tell = |outcome: &Outcome<Made>| {
             if !json {
-                println!("{}", line(outcome));
+                super::line(line(outcome));
             }
         };
         let report = control.split(&plan, &work, options, tell).await?;

@@ -336,7 +336,9 @@ impl Create {
             "served": created.served,
         });
         if created.served == Some(false) {
-            eprintln!("{slug} is made, and the router ([provision] probe) does not serve it yet");
+            super::aside(format_args!(
+                "{slug} is made, and the router ([provision] probe) does not serve it yet"
+            ));
         }
         self.output.print(&value, || match password {
             Some(password) => format!(

@@ -61,6 +61,9 @@ impl Info<'_> {
             let url = format!("https://{}:{port}/", t.host);
             text.push_str(&format!("  {url:<48} {}  {}\n", t.admin.email, t.admin.password));
         }
+        let (system, url) =
+            (&self.organisations.system_admin, format!("https://admin.{}:{port}/api/docs/", self.base));
+        text.push_str(&format!("\n  {url:<48} {}  {}   (the platform's)\n", system.email, system.password));
         let first = self.organisations.tenants.first().map_or("", |t| t.host.as_str());
         let cluster = self.cluster;
         text.push_str(&format!(

@@ -1,11 +1,12 @@
 //! The command line: exit codes, sentences, JSON.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use crate::harness::Dev;
 use crate::harness::dev::{BINARY, text};
 
-async fn run(folder: &std::path::Path, args: &[&str]) -> (Option<i32>, String, String) {
+async fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
     let out = tokio::process::Command::new(BINARY)
         .args(args)
         .env_remove("GMAH_CONFIG")
@@ -37,23 +38,35 @@ async fn without_a_configuration_it_says_so() {
     assert_eq!(run(folder.path(), &["--version"]).await.0, Some(0));
 }
 
+/// An example configuration, with what it names beside it: its text in this folder.
+fn beside(folder: &Path, example: &Path) -> String {
+    let key = gmah_shared::secret::MasterKey::generate_text();
+    let made =
+        rcgen::generate_simple_self_signed(["gmah.com".to_owned(), "*.gmah.com".to_owned()]).expect("made");
+    for (name, text) in [
+        ("master.key", secrecy::ExposeSecret::expose_secret(&key)),
+        ("postgres.password", "secret\n"),
+        ("gmah.com.pem", &made.cert.pem()),
+        ("gmah.com.key", &made.signing_key.serialize_pem()),
+    ] {
+        std::fs::write(folder.join(name), text).expect("written");
+    }
+    // What an example names is elsewhere on a real machine.
+    let text = std::fs::read_to_string(example).expect("example");
+    text.replace("/etc/gmah/secrets/", "").replace("/etc/gmah/certs/", "")
+}
+
 /// Every example configuration of `deploy/` loads.
 #[tokio::test]
 async fn examples_load() {
     let folder = tempfile::tempdir().expect("folder");
-    let key = gmah_shared::secret::MasterKey::generate_text();
     let mut found = 0;
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy")).expect("deploy").flatten()
     {
         if entry.path().extension().is_some_and(|e| e == "toml") {
             found += 1;
             let here = folder.path().join(entry.file_name());
-            // The secrets that an example names are elsewhere on a real machine.
-            let example = std::fs::read_to_string(entry.path()).expect("example");
-            std::fs::write(&here, example.replace("/etc/gmah/secrets/", "")).expect("copy");
-            std::fs::write(folder.path().join("master.key"), secrecy::ExposeSecret::expose_secret(&key))
-                .expect("key");
-            std::fs::write(folder.path().join("postgres.password"), "secret\n").expect("password");
+            std::fs::write(&here, beside(folder.path(), &entry.path())).expect("copy");
             let (code, out, said) =
                 run(folder.path(), &["--config", text_of(&here), "config", "check"]).await;
             assert_eq!(code, Some(0), "{out}{said}");
@@ -62,7 +75,53 @@ async fn examples_load() {
     assert!(found > 0);
 }
 
-fn text_of(path: &std::path::Path) -> &str {
+#[tokio::test]
+async fn every_part_says_what_is_wrong_with_it_and_where() {
+    let folder = tempfile::tempdir().expect("folder");
+    let good = beside(folder.path(), Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/gmah.toml")));
+    let other = rcgen::KeyPair::generate().expect("key").serialize_pem();
+    std::fs::write(folder.path().join("other.key"), other).expect("written");
+    let here = folder.path().join("gmah.toml");
+    let line =
+        |text: &str, wanted: &str| text.lines().position(|l| l.starts_with(wanted)).expect("there") + 1;
+    let check = async |text: &str| {
+        std::fs::write(&here, text).expect("written");
+        run(folder.path(), &["--config", text_of(&here), "config", "check"]).await
+    };
+    for (was, is, key, message) in [
+        ("filter = \"info\"", "filter = \"gmah=notalevel\"", "log.filter", "error parsing"),
+        ("max_per_tenant = 8\n", "max_per_tenant = 81\n", "pool.max_per_tenant", "must not be above"),
+        ("master_key_file = \"master", "master_key_file = \"no", "secrets.master_key_file", "No such file"),
+        ("certificate_file = \"gmah", "certificate_file = \"no", "router.certificate_file", "No such file"),
+        ("key_file = \"gmah.com.key", "key_file = \"other.key", "router.certificate_file", "KeyMismatch"),
+        ("password_file = \"", "password_file = \"no", "master.password_file", "No such file"),
+    ] {
+        let bad = good.replace(was, is);
+        assert_ne!(bad, good, "{was}");
+        let (code, out, said) = check(&bad).await;
+        let place = format!("gmah.toml:{}: {key}: ", line(&bad, key.rsplit('.').next().expect("name")));
+        assert!(said.contains(&place) && said.contains(message), "{key}: {said}");
+        assert_eq!((code, out.as_str(), said.lines().count()), (Some(2), "", 1), "{said}");
+    }
+    let bad =
+        good.replace("max_per_tenant = 8\n", "max_per_tenant = 81\n").replace("\"info\"", "\"gmah=no\"");
+    let bad =
+        format!("bogus = 1\nwrong = 2\n{}", bad.replace("certificate_file = \"", "certificate_file = \"no"));
+    let (code, _, said) = check(&bad).await;
+    assert_eq!(code, Some(2));
+    for wanted in
+        [":1: bogus: ", ":2: wrong: ", "log.filter: ", "router.certificate_file: ", "pool.max_per_tenant: "]
+    {
+        assert_eq!(said.matches(wanted).count(), 1, "{wanted}: {said}");
+    }
+    // What a role would not start with is wrong usage for it too.
+    let bad = good.replace("certificate_file = \"gmah", "certificate_file = \"no");
+    std::fs::write(&here, &bad).expect("written");
+    let (code, _, said) = run(folder.path(), &["--config", text_of(&here), "router"]).await;
+    assert!(code == Some(2) && said.contains("router.certificate_file: "), "{said}");
+}
+
+fn text_of(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 

@@ -33,6 +33,13 @@ async fn started_again_it_keeps_the_data() {
         assert_eq!(mode & 0o077, 0, "{path}");
     }
     let info = dev.info.clone();
+    let printed = dev.log();
+    for who in info["tenants"].as_array().expect("tenants").iter().chain([&info["system_admin"]]) {
+        let field =
+            |name: &str| who.get(format!("admin_{name}")).unwrap_or(&who[name]).as_str().expect("text");
+        let line = printed.lines().find(|l| l.contains(text(&who["host"])) && l.contains(field("email")));
+        assert!(line.is_some_and(|l| l.contains(field("password"))), "{printed}");
+    }
     assert_eq!(info["tenants"].as_array().expect("tenants").len(), 3);
     for tenant in info["tenants"].as_array().expect("tenants") {
         let slug = text(&tenant["slug"]);

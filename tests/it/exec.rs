@@ -69,6 +69,21 @@ async fn q13_q15_reading_stays_reading() {
     assert_eq!(out.status.code(), Some(3));
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(said.contains("lyon: failed") && said.contains("paris: failed"), "{said}");
+    // Where all failed, each is named all the same; of one alone there is nothing to tell apart.
+    for (args, code) in [(&["--all"][..], 3), (&["paris", "lyon"], 3), (&["paris"], 1)] {
+        let out = dev.cli(&[&["tenant", "exec"][..], args, &["--", "select 1 from nowhere"]].concat()).await;
+        assert_eq!(out.status.code(), Some(code), "{out:?}");
+    }
+    // Whoever reads may have had enough: the command ends as it would, and leaves no role.
+    let binary = crate::harness::dev::BINARY;
+    let (config, many) = (crate::harness::dev::text(&dev.info["config"]), "select generate_series(1, 9000)");
+    let script = format!(
+        "'{binary}' tenant exec paris --max-rows 9000 -- '{many}' 2>&1 | head -1; echo \"${{PIPESTATUS[0]}}\""
+    );
+    let out = tokio::process::Command::new("bash").args(["-c", &script]).env("GMAH_CONFIG", config).output();
+    let said = String::from_utf8_lossy(&out.await.expect("ran").stdout).into_owned();
+    assert!(said.ends_with("\n0\n") && said.starts_with('{') && !said.contains("panicked"), "{said}");
+    assert_eq!(dev.value("postgres", roles).await, "0");
     for sql in
         ["show server_version", "explain select 1", "values (1)", "table members", "select null where false"]
     {

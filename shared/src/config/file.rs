@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
 
 /// Sections and keys that the top level of the file may have.
 const TOP_LEVEL: &[&str] = &[
@@ -70,14 +71,23 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`] when it is not there, not TOML, or has a section nobody knows.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let file = Self::read(path)?;
-        let table = toml::de::DeTable::parse(&file.text).map_err(|e| file.invalid(&e))?;
-        for key in table.get_ref().keys() {
-            if !TOP_LEVEL.contains(&key.get_ref().as_ref()) {
-                return Err(file.at(key.span().start, key.get_ref(), "unknown key"));
-            }
+        let (file, faults) = Self::examine(path)?;
+        match faults.into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(file),
         }
-        Ok(file)
+    }
+
+    /// Reads a file as [`ConfigFile::load`] does, with all that is wrong at its top level.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it is not there, or not TOML.
+    pub fn examine(path: &Path) -> Result<(Self, Vec<ConfigError>), ConfigError> {
+        let file = Self::read(path)?;
+        let table = DeTable::parse(&file.text).map_err(|e| file.invalid(&e))?;
+        let unknown = table.get_ref().keys().filter(|key| !TOP_LEVEL.contains(&key.get_ref().as_ref()));
+        let faults = unknown.map(|key| file.at(key.span().start, key.get_ref(), "unknown key")).collect();
+        Ok((file, faults))
     }
 
     /// Reads another file of the same manners, whose sections are for whoever parses it.
@@ -122,45 +132,38 @@ impl ConfigFile {
         ConfigError::Invalid { path: self.path.clone(), line, key: key.into(), message: message.into() }
     }
 
-    /// An error at a key, wherever its line is; keys of sections are written with dots.
+    /// An error at a key, or at the innermost section of it that is there; keys of sections are written with dots.
     pub fn at_key(&self, key: &str, message: &str) -> ConfigError {
-        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let starts = |text: &str, from: usize, wanted: &str| {
-            let mut at = from;
-            text[from..].split_inclusive('\n').find_map(|line| {
-                let here = at;
-                at += line.len();
-                line.trim_start().trim_start_matches('[').starts_with(wanted).then_some(here)
-            })
-        };
-        let header = if section.is_empty() { Some(0) } else { starts(&self.text, 0, section) };
-        let offset = header.map_or(0, |h| starts(&self.text, h, name).unwrap_or(h));
+        let offset = DeTable::parse(&self.text).map_or(0, |table| place(table.get_ref(), key));
         self.at(offset, key, message)
     }
 
-    /// A secret from a file or a variable; nothing where neither is named.
+    /// A secret from a file, which is what `key` names, or a variable; nothing where neither is named.
     ///
     /// # Errors
     /// [`ConfigError`] when both are named, or what is named is not there.
     pub fn secret(
         &self,
-        at: usize,
         key: &str,
         file: Option<PathBuf>,
         env: Option<String>,
     ) -> Result<Option<SecretString>, ConfigError> {
         match (file, env) {
-            (Some(_), Some(_)) => Err(self.at(at, key, "give a file or a variable, not both")),
+            (Some(_), Some(_)) => Err(self.at_key(key, "give a file or a variable, not both")),
             (None, None) => Ok(None),
             (Some(file), None) => {
                 let path = self.resolve(&file);
                 let text = std::fs::read_to_string(&path)
-                    .map_err(|e| self.at(at, key, &format!("{}: {e}", path.display())))?;
+                    .map_err(|e| self.at_key(key, &format!("{}: {e}", path.display())))?;
                 Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
             }
             (None, Some(name)) => match std::env::var(&name) {
                 Ok(text) => Ok(Some(text.into())),
-                Err(_) => Err(self.at(at, key, &format!("variable {name} is not set"))),
+                Err(_) => {
+                    let key =
+                        key.strip_suffix("_file").map_or_else(|| key.to_owned(), |k| format!("{k}_env"));
+                    Err(self.at_key(&key, &format!("variable {name} is not set")))
+                }
             },
         }
     }
@@ -186,4 +189,17 @@ impl ConfigFile {
             _ => key.to_owned(),
         }
     }
+}
+
+fn place(table: &DeTable<'_>, key: &str) -> usize {
+    let (mut at, mut table) = (0, table);
+    for name in key.split('.') {
+        let Some((found, value)) = table.iter().find(|(known, _)| known.get_ref() == name) else { break };
+        at = found.span().start;
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    at
 }

@@ -74,7 +74,6 @@ impl ConfigFile {
         section: &str,
         spanned: toml::Spanned<PostgresSection>,
     ) -> Result<Postgres, ConfigError> {
-        let at = spanned.span().start;
         let raw = spanned.into_inner();
         let key = |name: &str| format!("{section}.{name}");
         Ok(Postgres {
@@ -82,7 +81,7 @@ impl ConfigFile {
                 .map_err(|e| self.at_key(&key("host"), &e.to_string()))?,
             transport: self.transport(section, &raw.tls, raw.tls_ca_file.as_deref())?,
             user: raw.user,
-            password: self.secret(at, &key("password"), raw.password_file, raw.password_env)?,
+            password: self.secret(&key("password_file"), raw.password_file, raw.password_env)?,
             database: raw.database,
             max_connections: raw.max_connections.get(),
             timeout: *raw.timeout,

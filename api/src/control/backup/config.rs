@@ -52,13 +52,14 @@ impl Backups {
             *path = file.resolve(path);
         }
         if self.folder.is_some() == self.s3.is_some() {
-            return Err(file.at(0, "backups.folder", "must be there, or backups.s3, and not both"));
+            return Err(file.at_key("backups.folder", "must be there, or backups.s3, and not both"));
         }
         if let Some(s3) = &mut self.s3 {
             s3.settle(file, "backups")?;
         }
-        self.keys = file.secret(0, "backups.key_file", self.key_file.take(), self.key_env.take())?;
-        self.identities().map_err(|e| file.at(0, "backups.key_file", &e))?;
+        let key = if self.key_env.is_some() { "backups.key_env" } else { "backups.key_file" };
+        self.keys = file.secret("backups.key_file", self.key_file.take(), self.key_env.take())?;
+        self.identities().map_err(|e| file.at_key(key, &e))?;
         Ok(())
     }
 
