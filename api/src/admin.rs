@@ -22,6 +22,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     app.metrics.pools(&app.pools.gauges());
     app.metrics.figures();
+    app.metrics.catalog_connected.set(i64::from(app.hearing.is_on()));
+    app.metrics.catalog_staleness.set(app.hearing.staleness().as_secs_f64());
     match gmah_shared::telemetry::encode(&app.metrics.registry) {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(e) => {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gmah_shared::telemetry::names;
 use gmah_shared::tenant::TenantSlug;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 use crate::collector::Figure;
@@ -36,6 +37,8 @@ pub struct Metrics {
     pub letters: IntCounterVec,
     /// Whether notices of change come in.
     pub catalog_connected: IntGauge,
+    /// For how many seconds they have not come.
+    pub catalog_staleness: Gauge,
     figures: Vec<(&'static str, GaugeVec)>,
     schema: GaugeVec,
     shown: Mutex<Option<Vec<Figure>>>,
@@ -132,6 +135,10 @@ impl Metrics {
                 "gmah_catalog_listening",
                 "1 while notices of change come in from the master database.",
             )?,
+            catalog_staleness: Gauge::new(
+                "gmah_catalog_staleness_seconds",
+                "For how long changes may have gone unnoticed; 0 while notices come in.",
+            )?,
             figures: FIGURES
                 .iter()
                 .map(|(name, help)| Ok((*name, GaugeVec::new(Opts::new(*name, *help), &[names::TENANT])?)))
@@ -170,6 +177,7 @@ impl Metrics {
             metrics.letters.with_label_values(&[result]);
         }
         r.register(Box::new(metrics.catalog_connected.clone()))?;
+        r.register(Box::new(metrics.catalog_staleness.clone()))?;
         for result in ["verified", "remembered", "refused"] {
             metrics.tokens.with_label_values(&[result]);
         }

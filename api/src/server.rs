@@ -13,7 +13,7 @@ use axum::response::Response;
 use deadpool_postgres::Pool;
 use futures::FutureExt as _;
 use gmah_shared::catalog::holders::{self, Holder};
-use gmah_shared::catalog::listen::{self, Listeners, Topic};
+use gmah_shared::catalog::listen::{self, Hearing, Listeners, Topic};
 use gmah_shared::catalog::{Cache, CacheMetrics, Invalidate, Record, Store, StoreError, TenantDetail};
 use gmah_shared::config::{Postgres, Settings};
 use gmah_shared::dns::Dns;
@@ -90,6 +90,8 @@ pub struct App {
     pub mailer: Mailer,
     /// Names that the public knows.
     pub names: Names,
+    /// Whether changes are heard of.
+    pub hearing: Arc<Hearing>,
     derived: OnceLock<Derived>,
     keyring: Arc<ArcSwap<Keyring>>,
     draining: AtomicBool,
@@ -232,6 +234,7 @@ pub async fn start(settings: &Settings, config: ApiConfig) -> Result<RunningApi,
         cache: SumsCache::new(&config.cache).map_err(StartError::Config)?,
         mailer: Mailer::new(config.mail.as_ref().map(Relay::new).transpose()?),
         names: Names::new(settings),
+        hearing: Arc::default(),
         derived: OnceLock::new(),
         keyring,
         draining: AtomicBool::new(false),
@@ -301,7 +304,6 @@ impl RunningApi {
 
 fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings, holder: Holder) {
     let reload = Arc::new(Notify::new());
-    let connected = Arc::new(AtomicBool::new(false));
     let listeners = Listeners {
         // Pools need no notice: the next lease brings the row that is right, and without one they are reaped.
         caches: vec![Arc::new(app.catalog.clone()) as Arc<dyn Invalidate>],
@@ -313,7 +315,7 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
                 }
             })
         },
-        connected: connected.clone(),
+        hearing: app.hearing.clone(),
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     match Dns::new(&settings.dns) {
@@ -353,7 +355,6 @@ fn background(tasks: &Tasks, app: &Arc<App>, store: &Store, settings: &Settings,
                 }
                 Err(e) => tracing::warn!(error = %e, "signing keys not read"),
             }
-            app.metrics.catalog_connected.set(i64::from(connected.load(Ordering::Acquire)));
             let pause = if app.keyring.load().is_empty() { KEYS_RETRY } else { holders::TOLD_EVERY };
             // Woken by a notice or by the clock; it rereads everything either way.
             let _ = tokio::time::timeout(pause, reload.notified()).await;

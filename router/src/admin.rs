@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use gmah_shared::catalog::listen::Hearing;
 use gmah_shared::token::Signer;
 use http::{Method, Response, StatusCode, header};
 use pingora_core::apps::http_app::ServeHttp;
@@ -17,7 +18,7 @@ pub(crate) struct Admin {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) signer: Signer,
     pub(crate) draining: Arc<AtomicBool>,
-    pub(crate) catalog_connected: Arc<AtomicBool>,
+    pub(crate) hearing: Arc<Hearing>,
     pub(crate) edge: Arc<Edge>,
 }
 
@@ -50,8 +51,8 @@ impl Admin {
         }
         match path {
             "/metrics" => {
-                let connected = i64::from(self.catalog_connected.load(Ordering::Acquire));
-                self.metrics.catalog_connected.set(connected);
+                self.metrics.catalog_connected.set(i64::from(self.hearing.is_on()));
+                self.metrics.catalog_staleness.set(self.hearing.staleness().as_secs_f64());
                 self.count_backends();
                 match gmah_shared::telemetry::encode(&self.metrics.registry) {
                     Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4", text),

@@ -79,6 +79,7 @@ impl Edge {
             policy::http2_bounds(request)?;
         }
         let host = authority::hostname(request)?;
+        let is_neutral = self.resolver.is_neutral(&host);
         if let Some(names) = &certificate_names {
             authority::covered(&host, names)?;
         }
@@ -91,11 +92,12 @@ impl Edge {
                 .map(Admitted::Proof)
                 .ok_or(Rejection::UnknownHost.into());
         }
-        if !ctx.is_tls && self.resolver.is_neutral(&host) {
+        if !ctx.is_tls && is_neutral {
             return Ok(Admitted::Redirect(host));
         }
-        let header = single(request, headers::TENANT_ID)?;
-        let Asked { name, target: rewritten, is_neutral } = self.resolver.ask(&host, target, header)?;
+        // Elsewhere the host alone decides, and whatever else is said is not looked at.
+        let header = if is_neutral { single(request, headers::TENANT_ID)? } else { None };
+        let Asked { name, target: rewritten, .. } = self.resolver.ask(&host, target, header)?;
         // A secret of ours does not go on, whether it is of use or not.
         let rewritten = policy::without_secret(rewritten.as_deref().unwrap_or(target))
             .or_else(|| rewritten.map(std::borrow::Cow::into_owned));
@@ -112,7 +114,10 @@ impl Edge {
         }
         // From here on a refusal may look like the organisation's own.
         ctx.route = Some(route.clone());
-        if let Some((secret, target)) = policy::bypass_link(route.policy.maintenance.as_deref(), request) {
+        // A neutral host has no cookies.
+        if !is_neutral
+            && let Some((secret, target)) = policy::bypass_link(route.policy.maintenance.as_deref(), request)
+        {
             return Ok(Admitted::Bypass { secret: secret.to_owned(), target });
         }
         // Nobody takes the whole of an organisation's places; whom a proxy names is the proxy's to bound.

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use gmah_shared::telemetry::names;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::reject::Rejection;
@@ -28,6 +28,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Whether notices of change come in.
     pub catalog_connected: IntGauge,
+    /// For how many seconds they have not come.
+    pub catalog_staleness: Gauge,
     /// Attempts that were tried again.
     pub retries: IntCounter,
     /// Lines of the access log that were not written, because the disk was too slow.
@@ -156,6 +158,10 @@ impl Metrics {
                 "gmah_catalog_listening",
                 "1 while notices of change come in from the master database.",
             )?,
+            catalog_staleness: Gauge::new(
+                "gmah_catalog_staleness_seconds",
+                "For how long changes may have gone unnoticed; 0 while notices come in.",
+            )?,
             retries: IntCounter::new(
                 "gmah_router_retries_total",
                 "Attempts at a backend that were tried again.",
@@ -214,6 +220,7 @@ impl Metrics {
         r.register(Box::new(metrics.backends.clone()))?;
         r.register(Box::new(metrics.connections.clone()))?;
         r.register(Box::new(metrics.catalog_connected.clone()))?;
+        r.register(Box::new(metrics.catalog_staleness.clone()))?;
         r.register(Box::new(metrics.retries.clone()))?;
         r.register(Box::new(metrics.access_log_dropped.clone()))?;
         r.register(Box::new(metrics.shared_limits.clone()))?;

@@ -261,7 +261,9 @@ impl Rejection {
         let row = self.row();
         let Row { status, close, retry_after, .. } = row;
         let mut head = ResponseHeader::build(status, Some(10))?;
-        let body = if prefers_html(session) {
+        let body = if prefers_html(
+            session.req_header().headers.get_all(header::ACCEPT).iter().map(|v| v.as_bytes()),
+        ) {
             let page = crate::page::render(row, reply.request_id.as_str(), reply.branding);
             head.insert_header(header::CONTENT_TYPE, "text/html; charset=utf-8")?;
             head.insert_header(header::CONTENT_SECURITY_POLICY, page.policy)?;
@@ -294,23 +296,60 @@ impl Rejection {
 /// Methods that are forwarded (RFC 9110, section 15.5.6); what each path takes is the backend's to say.
 const ALLOW: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// Whether the client names HTML and does not name JSON before it.
-fn prefers_html(session: &ServerSession) -> bool {
-    let Some(accept) = session.req_header().headers.get(header::ACCEPT) else {
-        return false;
-    };
-    let accept = accept.as_bytes();
-    let at = |needle: &[u8]| memchr::memmem::find(accept, needle);
-    match (at(b"text/html"), at(b"json")) {
-        (Some(html), Some(json)) => html < json,
-        (Some(_), None) => true,
-        (None, _) => false,
+/// Whether the client names HTML, and JSON with a smaller weight, or later, or not at all (RFC 9110, section 12.5.1).
+fn prefers_html<'a>(accept: impl Iterator<Item = &'a [u8]>) -> bool {
+    // Weights in thousandths; of what comes first, more.
+    let (mut html, mut json) = (0, 0);
+    for (at, range) in accept.flat_map(|field| field.split(|b| *b == b',')).take(MAX_RANGES).enumerate() {
+        let mut parts = range.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+        let media = parts.next().unwrap_or_default();
+        let is_json = media.len() >= 4 && media[media.len() - 4..].eq_ignore_ascii_case(b"json");
+        let weight = match media {
+            _ if is_json => &mut json,
+            _ if media.eq_ignore_ascii_case(b"text/html") => &mut html,
+            _ => continue,
+        };
+        let said = parts.find_map(|p| p.strip_prefix(b"q=").or(p.strip_prefix(b"Q=")));
+        let thousandths = said.map_or(1000, |q| {
+            let q = std::str::from_utf8(q).ok().and_then(|q| q.parse::<f32>().ok()).unwrap_or(0.0);
+            (q.clamp(0.0, 1.0) * 1000.0).round() as usize
+        });
+        if thousandths > 0 {
+            *weight = (*weight).max(thousandths * MAX_RANGES - at);
+        }
     }
+    html > json
 }
+
+/// Media ranges that are looked at.
+const MAX_RANGES: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn html_is_for_those_who_prefer_it() {
+        for (accept, html) in [
+            (&["text/html"][..], true),
+            (&["Text/HTML;level=1, */*;q=0.8"], true),
+            (&["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"], true),
+            (&["text/html, application/json"], true),
+            (&["application/json;q=0.1, text/html"], true),
+            (&["application/json;q=0.1", "text/html;q=0.2"], true),
+            (&["application/json, text/html"], false),
+            (&["text/html;q=0.1, application/json"], false),
+            (&["text/html;q=0.501", "application/problem+json; Q=0.502"], false),
+            (&["text/html;q=0"], false),
+            (&["text/html;q=x"], false),
+            (&["application/xhtml+html, text/htmls"], false),
+            (&["*/*"], false),
+            (&[""], false),
+            (&[], false),
+        ] {
+            assert_eq!(prefers_html(accept.iter().map(|a| a.as_bytes())), html, "{accept:?}");
+        }
+    }
 
     #[test]
     fn every_refusal_has_one_constant_body() {

@@ -238,7 +238,11 @@ impl Resolver {
 
     /// The series of a tenant, resolved once.
     pub fn series(&self, route: &Route) -> Arc<TenantSeries> {
-        route.series.get_or_init(|| self.metrics.tenants.of(&route.tenant.slug)).clone()
+        let series = || match route.is_platform() {
+            true => self.metrics.tenants.other(),
+            false => self.metrics.tenants.of(&route.tenant.slug),
+        };
+        route.series.get_or_init(series).clone()
     }
 }
 

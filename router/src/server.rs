@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gmah_shared::catalog::listen::{self, Listeners};
+use gmah_shared::catalog::listen::{self, Hearing, Listeners};
 use gmah_shared::catalog::{Cache, CacheMetrics, Holder, Invalidate, Store};
 use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
 use gmah_shared::dns::Dns;
@@ -193,14 +193,14 @@ pub async fn start_on(
     });
 
     let tasks = Tasks::new();
-    let connected = Arc::new(AtomicBool::new(false));
+    let hearing = Arc::new(Hearing::default());
     let draining = Arc::new(AtomicBool::new(false));
     let held_certificates = stored.clone();
     let topics = Topics::default();
     let listeners = Listeners {
         caches: vec![Arc::new(cache) as Arc<dyn Invalidate>, Arc::new(stored)],
         on_topic: topics.listener(),
-        connected: connected.clone(),
+        hearing: hearing.clone(),
     };
     tasks.spawn_forever("catalog-listener", listen::run(settings.master.clone(), listeners));
     tasks.spawn_forever("certificate-files", certificates.clone().watch(*config.certificate_poll));
@@ -281,7 +281,7 @@ pub async fn start_on(
             metrics: metrics.clone(),
             signer,
             draining: draining.clone(),
-            catalog_connected: connected,
+            hearing,
             edge: edge.clone(),
         })),
         // Answers until the very end, so that a drain can be watched.

@@ -246,7 +246,11 @@ async fn c09_what_happened_while_nobody_listened_is_known_afterwards() {
     assert_eq!((ask("paris").await, ask("nice").await), (200, 200), "nobody has told the router");
     // Probes come every ten seconds, and five more show that no echo comes.
     let connected = || async { crate::harness::http::plain(router.admin, "/metrics").await.body };
-    let deaf = |body: &String| dev::Metrics(body.clone()).sum("gmah_catalog_listening", &[]) == 0.0;
+    let deaf = |body: &String| {
+        let metrics = dev::Metrics(body.clone());
+        let stale = metrics.sum("gmah_catalog_staleness_seconds", &[]);
+        metrics.sum("gmah_catalog_listening", &[]) == 0.0 && stale >= 5.0
+    };
     eventually("it knows that it is deaf", Duration::from_secs(25), connected, deaf).await;
     proxy.set(Fault::None);
     let all = || async { (ask("paris").await, ask("nice").await, ask("lyon").await, ask("later").await) };

@@ -198,7 +198,12 @@ async fn neutral_hosts() {
         assert_eq!(client.get(&app, target, &headers).await.status, want, "{target} {headers:?}");
         assert!(origin.take().is_empty());
     }
-    // Elsewhere neither decides anything, and the parameter stays where it is.
+    // Elsewhere nothing that a request says decides, and nothing that it says twice.
+    let twice = [("X-Tenant-ID", "lyon"), ("X-Tenant-ID", "nice")];
+    assert_eq!(client.get(&paris, "/x", &twice).await.status, 200);
+    oracle(&origin.take()[0], "paris", &paris);
+    assert_eq!(client.get(&dev.host("nobody"), "/x", &twice).await.status, 404);
+    // And the parameter stays where it is.
     let seen = client.get(&paris, "/x?tenant=lyon", &[("X-Tenant-ID", "lyon")]).await;
     assert_eq!(seen.header("set-cookie"), Some("a=b"));
     let r = origin.take().remove(0);

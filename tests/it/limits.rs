@@ -218,6 +218,10 @@ async fn maintenance_with_a_way_past_it() {
     for part in ["__Host-gmah-bypass=", "; Path=/", "; Secure", "; HttpOnly"] {
         assert!(cookie.contains(part), "{cookie}");
     }
+    // Where one name is everybody's there are no cookies.
+    let everybodys = format!("/api/v1/tenant?tenant=paris&gmah-bypass={secret}");
+    let seen = dev.client.get(&format!("app.{}", text(&dev.info["base_domain"])), &everybodys, &[]).await;
+    assert_eq!((seen.status, seen.header("set-cookie")), (503, None), "{seen:?}");
     let pair = cookie.split(';').next().expect("pair").to_owned();
     assert_eq!(with("Cookie", pair.clone()).await.status, 200);
     // Not at another organisation in maintenance, and not after a new secret was made.

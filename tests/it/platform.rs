@@ -50,7 +50,8 @@ async fn the_whole_document_is_on_the_platforms_host() {
     let seen = dev.client.send("GET", &dev.host("admin"), "/api/v1/tenant?tenant=paris", &other, None).await;
     assert_eq!(seen.status, 404, "nobody is chosen here: {seen:?}");
     let metrics = dev.metrics("admin").await;
-    assert!(metrics.sum("gmah_router_tenant_requests_total", &["\"_platform\""]) > 8.0);
+    assert!(metrics.sum("gmah_router_tenant_requests_total", &["\"_other\""]) > 8.0);
+    assert!(!metrics.0.contains("_platform"), "which is no organisation");
     assert_eq!(dev.metrics("api_admin").await.sum("gmah_api_tenant_requests_total", &["platform"]), 0.0);
 }
 

@@ -84,6 +84,11 @@ impl Tenants {
         known.entry(slug.clone()).or_default().clone()
     }
 
+    /// The series of what is no organisation's, and of organisations beyond the bound.
+    pub fn other(&self) -> Arc<TenantSeries> {
+        self.0.other.clone()
+    }
+
     /// The series of hosts that are nobody's.
     pub fn unknown(&self) -> Arc<TenantSeries> {
         self.0.unknown.clone()

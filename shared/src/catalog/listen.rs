@@ -5,8 +5,8 @@
 //! confirmed again, because what was said meanwhile is lost. Without notices the TTL of the caches is the floor.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,7 +33,40 @@ pub struct Listeners {
     /// Called when something else than an organisation changed, and for each of them after every (re)connect.
     pub on_topic: Box<dyn Fn(Topic) + Send + Sync>,
     /// Whether notices are coming in.
-    pub connected: Arc<AtomicBool>,
+    pub hearing: Arc<Hearing>,
+}
+
+/// Whether notices come in, and for how long they have not.
+#[derive(Debug)]
+pub struct Hearing {
+    is_on: AtomicBool,
+    /// When something was heard last; before that, when it was made.
+    last: Mutex<Instant>,
+}
+
+impl Default for Hearing {
+    fn default() -> Self {
+        Self { is_on: AtomicBool::new(false), last: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Hearing {
+    /// Whether notices come in.
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Acquire)
+    }
+
+    /// For how long what is known may have been changed without a notice: zero while they come in.
+    pub fn staleness(&self) -> Duration {
+        match self.is_on() {
+            true => Duration::ZERO,
+            false => self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed(),
+        }
+    }
+
+    fn heard(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }
 
 /// What may change beside organisations.
@@ -69,7 +102,7 @@ pub async fn run(master: Postgres, listeners: Listeners) -> Infallible {
     loop {
         let began = Instant::now();
         let ended = session(&master, &listeners).await;
-        listeners.connected.store(false, Ordering::Release);
+        listeners.hearing.is_on.store(false, Ordering::Release);
         match ended {
             Ok(()) => tracing::warn!("catalog: the connection that listens for changes ended"),
             Err(e) => tracing::warn!(error = %e, "catalog: not listening for changes"),
@@ -97,7 +130,8 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
     // From here on nothing is missed; what came before is confirmed anew.
     listeners.caches.iter().for_each(|c| c.invalidate_all());
     Topic::ALL.into_iter().for_each(|t| (listeners.on_topic)(t));
-    listeners.connected.store(true, Ordering::Release);
+    listeners.hearing.heard();
+    listeners.hearing.is_on.store(true, Ordering::Release);
     tracing::info!("catalog: listening for changes");
 
     let me = format!("probe {}", uuid::Uuid::new_v4());
@@ -109,6 +143,7 @@ async fn session(master: &Postgres, listeners: &Listeners) -> Result<(), ListenE
             notice = listening.notices.recv() => match notice {
                 None => return Ok(()),
                 Some(text) if text == me => {
+                    listeners.hearing.heard();
                     echo_by = None;
                     probe_at = Instant::now() + PROBE_EVERY;
                 }
