@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use totp_rs::{Builder, Secret};
 
-use crate::accounts::{Headers, ask, by, is, post, seen};
+use crate::accounts::{Headers, ask, by, is, letters, post, seen, token};
 use crate::harness::dev::text;
 use crate::harness::{Answer, Dev, eventually};
 
@@ -320,4 +320,45 @@ async fn keys_of_an_organisation_are_exchanged() {
     eventually("it is gone", Duration::from_secs(5), gone, |a| a.status == 503).await;
     let code = json!({"code": device.generate(now() + 30).to_string()});
     assert_eq!(by(&dev, &admin, "POST", "/api/v1/auth/totp/end", Some(code)).await.status, 503);
+}
+
+/// what has expired opens nothing, whatever it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a01_what_has_expired_opens_nothing() {
+    const DB: &str = "gmah_org_paris";
+    let dev = Dev::start().await;
+    let who = dev.info["tenants"]
+        .as_array()
+        .expect("tenants")
+        .iter()
+        .find(|t| t["slug"] == "paris")
+        .expect("paris");
+    let login = json!({"email": who["admin_email"], "password": who["admin_password"]});
+    let tokens = dev.post("paris", "/api/v1/auth/login", &[], &login).await.json();
+    let (access, refresh) =
+        (text(&tokens["access_token"]), json!({"refresh_token": tokens["refresh_token"]}));
+    let key = json!({"name": "books", "scopes": ["members.read"], "expires_at": "2999-01-01T00:00:00Z"});
+    let key = by(&dev, access, "POST", "/api/v1/api-keys", Some(key)).await;
+    let key = text(&key.json()["secret"]).to_owned();
+    let list = async |token: &str| dev.get_as("paris", "/api/v1/members?limit=1", token).await.status;
+    assert_eq!((list(access).await, list(&key).await), (200, 200));
+    dev.execute(DB, "update sessions set access_expires_at = now() - interval '1 second'").await;
+    dev.execute(DB, "update api_keys set expires_at = now() - interval '1 second'").await;
+    assert_eq!((list(access).await, list(&key).await), (401, 401));
+    // A login goes on with its other half, until that is over as well.
+    let fresh = dev.post("paris", "/api/v1/auth/refresh", &[], &refresh).await;
+    assert_eq!(fresh.status, 200, "{fresh:?}");
+    let (access, refresh) = (fresh.json(), json!({"refresh_token": fresh.json()["refresh_token"]}));
+    assert_eq!(list(text(&access["access_token"])).await, 200);
+    dev.execute(DB, "update sessions set refresh_expires_at = now() - interval '1 second'").await;
+    assert_eq!(dev.post("paris", "/api/v1/auth/refresh", &[], &refresh).await.status, 401);
+    // And a link to choose a password.
+    let forgotten = json!({"email": who["admin_email"]});
+    assert_eq!(dev.post("paris", "/api/v1/auth/password/forgotten", &[], &forgotten).await.status, 202);
+    let letter = letters(&dev, text(&who["admin_email"]), 1).await.remove(0);
+    dev.execute(DB, "update account_links set expires_at = now() - interval '1 second'").await;
+    let set = json!({"token": token(&letter, "reset"), "new_password": "another horse"});
+    let refused = dev.post("paris", "/api/v1/auth/password/set", &[], &set).await;
+    assert_eq!(refused.status, 422, "{refused:?}");
+    assert_eq!(dev.post("paris", "/api/v1/auth/login", &[], &login).await.status, 200, "with the one before");
 }

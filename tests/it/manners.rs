@@ -78,6 +78,9 @@ async fn a13_sums_are_kept_for_a_while_and_are_right_without_a_cache() {
         assert_eq!(seen.status, 200, "{seen:?}");
         seen.json()
     };
+    // Another number, so that one organisation's sums are not taken for another's.
+    dev.execute("gmah_org_lyon", "delete from members where id = (select max(id::text)::uuid from members)")
+        .await;
     let first = overview("paris", &paris).await;
     assert_eq!((&first["members"], &first["outstanding"]), (&json!(240), &json!([])));
     let member = json!({"first_name": "Ada", "last_name": "Lovelace"});
@@ -101,7 +104,7 @@ async fn a13_sums_are_kept_for_a_while_and_are_right_without_a_cache() {
         );
     }
     assert_eq!(overview("paris", &paris).await, first, "as it was kept");
-    assert_eq!(overview("lyon", &lyon).await["members"], json!(240));
+    assert_eq!(overview("lyon", &lyon).await["members"], json!(239), "A-13");
     // With Redis away it is computed.
     let address = redis.stop().await;
     let now = overview("paris", &paris).await;

@@ -1,6 +1,7 @@
 //! Family K: tokens thrown at the api itself, past the router.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
@@ -28,7 +29,7 @@ impl Forger {
     pub(crate) async fn new(dev: &Dev) -> Self {
         let settings = dev.settings();
         let pool = pg::pool(&settings.master, "test").expect("pool");
-        let store = Store::new(pool, settings.master_key.clone(), std::time::Duration::from_secs(5));
+        let store = Store::new(pool, settings.master_key.clone(), Duration::from_secs(5));
         let ring = store.keyring(true).await.expect("keys");
         Self {
             api: address(&dev.info["api"]),
@@ -155,13 +156,52 @@ async fn generations_older_newer_and_of_a_suspended_tenant() {
     let next = at(generation + 1);
     let suspended = crate::harness::eventually(
         "the api refuses the new generation",
-        std::time::Duration::from_secs(5),
+        Duration::from_secs(5),
         || f.with_token(&next),
         |a| a.status == 403,
     )
     .await;
     assert_eq!(suspended.code(), "organization_suspended");
     assert_eq!(f.with_token(&at(generation)).await.status, 503, "the old generation is stale");
+}
+
+/// K-12: what opened an organisation opens nothing at another one that has its slug now.
+#[tokio::test(flavor = "multi_thread")]
+async fn k12_what_was_the_former_organisations_opens_nothing_at_its_namesake() {
+    let dev = Dev::start().await;
+    let f = Forger::new(&dev).await;
+    let mut claims = f.claims();
+    claims["sub"] = f.lyon["id"].clone();
+    claims["slug"] = json!("lyon");
+    claims["host"] = json!(f.hosts[1]);
+    claims["gen"] = f.lyon["generation"].clone();
+    let of = |claims: &Value| {
+        let (token, f) = (f.sign(claims), &f);
+        async move { f.ask(&f.hosts[1], &[("X-Tenant-Token", &token)]).await }
+    };
+    assert_eq!(of(&claims).await.slug(), (200, "lyon".into()));
+    let who =
+        dev.info["tenants"].as_array().expect("tenants").iter().find(|t| t["slug"] == "lyon").expect("lyon");
+    let login = json!({"email": who["admin_email"], "password": who["admin_password"]});
+    let tokens = dev.post("lyon", "/api/v1/auth/login", &[], &login).await.json();
+    let access = tokens["access_token"].as_str().expect("token").to_owned();
+    assert_eq!(dev.get_as("lyon", "/api/v1/auth/me", &access).await.status, 200);
+
+    dev.cli_json(&["tenant", "delete", "lyon", "--yes-delete", "lyon", "--grace", "0s"]).await;
+    dev.create("lyon").await;
+    let served = || async { dev.get("lyon", "/api/v1/tenant").await };
+    let now =
+        crate::harness::eventually("its namesake", Duration::from_secs(5), served, |a| a.status == 200).await;
+    assert_ne!(now.json()["id"], f.lyon["id"]);
+    // Whatever generation it claims, its own of now included.
+    for generation in [f.lyon["generation"].clone(), now.json()["generation"].clone(), json!(99)] {
+        claims["gen"] = generation;
+        f.refused("the former id", of(&claims).await).await;
+    }
+    assert_eq!(dev.get_as("lyon", "/api/v1/auth/me", &access).await.status, 401);
+    let refresh = json!({"refresh_token": tokens["refresh_token"]});
+    assert_eq!(dev.post("lyon", "/api/v1/auth/refresh", &[], &refresh).await.status, 401);
+    assert_eq!(dev.post("lyon", "/api/v1/auth/login", &[], &login).await.status, 401);
 }
 
 /// An api that has no key knows nothing of any token, good or bad.
@@ -173,7 +213,7 @@ async fn without_keys_nobody_is_told_that_a_token_is_bad() {
     assert_eq!(f.with_token(&token).await.status, 200);
     dev.execute("gmah_master", "delete from signing_keys").await;
     let asked = || f.with_token(&token);
-    let wait = std::time::Duration::from_secs(5);
+    let wait = Duration::from_secs(5);
     let seen = crate::harness::eventually("without keys", wait, asked, |a| a.status != 200).await;
     assert_eq!((seen.status, seen.code()), (503, "unavailable".into()), "{seen:?}");
 }
@@ -198,7 +238,7 @@ async fn k18_rotation_without_a_failed_request() {
             .as_array()
             .map_or(0, Vec::len)
     };
-    crate::harness::eventually("two keys", std::time::Duration::from_secs(5), jwks, |n| *n == 2).await;
+    crate::harness::eventually("two keys", Duration::from_secs(5), jwks, |n| *n == 2).await;
     for _ in 0..20 {
         ok("next").await;
     }
@@ -224,7 +264,7 @@ async fn k18_rotation_without_a_failed_request() {
         .expect("dead");
     crate::harness::eventually(
         "the old key is refused",
-        std::time::Duration::from_secs(5),
+        Duration::from_secs(5),
         || f.with_token(&old),
         |a| a.status == 401,
     )
