@@ -49,7 +49,7 @@ pub enum NoTurn {
 /// The connections of one server.
 pub struct Budget<C: Usable> {
     state: Mutex<State<C>>,
-    /// Told when somebody has to wait for a place.
+    /// Told when somebody waits whom a place would help.
     short: Arc<Notify>,
 }
 
@@ -146,7 +146,9 @@ impl<C: Usable> Budget<C> {
             Ticket::Granted(grant) => return Ok(self.hand(pool, grant)),
             Ticket::Wait(number, turn) => (number, turn),
         };
-        self.short.notify_one();
+        if self.state().wants_place(pool) {
+            self.short.notify_one();
+        }
         let mut waiting = Waiting { budget: self, pool, number: Some(number) };
         let granted = tokio::time::timeout(patience, turn).await;
         match granted {
@@ -183,7 +185,7 @@ impl<C: Usable> Budget<C> {
         self.state().load()
     }
 
-    /// How many connections are in use or waited for.
+    /// How many connections are in use, or would be, were there places for those who wait.
     pub fn demand(&self) -> usize {
         self.state().demand()
     }

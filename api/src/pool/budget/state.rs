@@ -245,8 +245,15 @@ impl<C: Usable> State<C> {
         (self.used, waiting)
     }
 
+    /// Whether a request that waits there could have another connection, were there a place for it.
+    pub(super) fn wants_place(&self, id: PoolId) -> bool {
+        self.pools.get(&id).is_some_and(|pool| pool.wanted() > 0)
+    }
+
     pub(super) fn demand(&self) -> usize {
-        let (used, waiting) = self.load();
+        // However many wait: a pool that has all it may have is served by what it has.
+        let waiting: usize = self.queued.iter().filter_map(|q| self.pools.get(q)).map(Pool::wanted).sum();
+        let used = self.used;
         let idle = self.pools.values().flat_map(|p| &p.idle).filter(|i| !i.mark.is_leaving()).count();
         (used + waiting).saturating_sub(self.leaving + idle)
     }
@@ -337,6 +344,11 @@ impl<C: Usable> State<C> {
 }
 
 impl<C: Usable> Pool<C> {
+    /// Connections that would be opened for those who wait, were there places.
+    fn wanted(&self) -> usize {
+        self.waiting.len().min(self.room(usize::MAX))
+    }
+
     /// How many connections it may open.
     fn room(&self, most: usize) -> usize {
         if self.open && self.may_open { self.max.min(most).saturating_sub(self.connections) } else { 0 }

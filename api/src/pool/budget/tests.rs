@@ -298,3 +298,25 @@ async fn other_slot(budget: &Arc<Budget<Fake>>, pool: PoolId) -> Slot<Fake> {
         Turn::Reuse(_) => panic!("nothing to reuse"),
     }
 }
+
+/// what a node says that it wants is what it could use, so that one organisation's crowd takes no other node's share.
+#[tokio::test]
+async fn q08_a_crowd_wants_no_more_than_its_pool_may_have() {
+    let budget = budget(4);
+    let [a, b] = [2, 4].map(|max| budget.open_pool(max, 100));
+    let of_a = [get(&budget, a).await, get(&budget, a).await];
+    let short = budget.short.clone();
+    let hears = async || tokio::time::timeout(Duration::from_millis(20), short.notified()).await.is_ok();
+    let crowd: Vec<_> = (0..10).map(|_| waits(&budget, a)).collect();
+    waiting(&budget, 10).await;
+    assert_eq!((budget.demand(), hears().await), (2, false), "places would help nobody");
+    let of_b = [get(&budget, b).await, get(&budget, b).await];
+    let more: Vec<_> = (0..5).map(|_| waits(&budget, b)).collect();
+    waiting(&budget, 15).await;
+    assert_eq!((budget.demand(), hears().await), (6, true), "two more of the five");
+    drop((of_a, of_b));
+    for waiter in crowd.into_iter().chain(more) {
+        drop(waiter.await.expect("joined"));
+    }
+    assert_eq!(budget.demand(), 0);
+}
