@@ -75,8 +75,8 @@ pub struct Shown {
     /// What was asked.
     #[schema(value_type = Object)]
     pub input: Value,
-    /// What came of it.
-    #[schema(value_type = Object, nullable)]
+    /// What came of it: an object, or a word where there is no more to say, such as an id.
+    #[schema(value_type = Value)]
     pub result: Option<Value>,
     /// How many runners it had.
     pub runners: i64,
