@@ -25,7 +25,7 @@ fn lookup(c: &mut Criterion) {
     let _entered = runtime.enter();
     let load: Loader<TenantSlug, Row> = Box::new(|_| Box::pin(async { Ok(Some(Row(TenantId::generate()))) }));
     let metrics = CacheMetrics::register(&Registry::new(), "bench").expect("metrics");
-    let cache = Cache::new(CatalogSettings::default(), load, metrics);
+    let cache = Cache::new(CatalogSettings::default(), load, Box::new(|| Box::pin(async { Ok(1) })), metrics);
     let slugs: Vec<_> = (0..10_000).map(|n| TenantSlug::parse(&format!("t{n:05}")).expect("slug")).collect();
     runtime.block_on(async {
         for slug in &slugs {

@@ -341,6 +341,7 @@ mod tests {
         let cache = Cache::new(
             CatalogSettings::default(),
             Box::new(|_: &Hostname| Box::pin(async { Ok(None) })),
+            Box::new(|| Box::pin(async { Ok(0) })),
             counts,
         );
         let certificates = Certificates::load(Some(&files), Tickets::new(), cache, metrics).expect("loaded");

@@ -132,6 +132,7 @@ pub async fn start_on(
     let cache = Cache::new(
         settings.catalog.clone(),
         Resolver::loader(store.clone()),
+        store.newest(),
         CacheMetrics::register(&metrics.registry, "hosts")?,
     );
     let tickets = Tickets::new();
@@ -144,6 +145,7 @@ pub async fn start_on(
     let stored = Cache::new(
         stored,
         Certificates::loader(store.clone(), tickets.clone()),
+        store.newest(),
         CacheMetrics::register(&metrics.registry, "certificates")?,
     );
     let certificates = Arc::new(Certificates::load(

@@ -264,6 +264,150 @@ async fn a01_a02_every_route_with_anothers_everything() {
     assert_eq!((seen.status, seen.code()), (400, "malformed".into()), "A-03");
 }
 
+/// what is another's, in bodies and queries: as if it was nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a02_anothers_ids_in_bodies_and_queries() {
+    let dev = Dev::start().await;
+    let password = text(
+        &dev.cli_json(&[
+            "tenant",
+            "create",
+            "--slug",
+            "clinique",
+            "--name",
+            "C",
+            "--admin-email",
+            "a@c.example",
+            "--without-letter",
+            "--modules",
+            "patients",
+        ])
+        .await["admin_password"],
+    )
+    .to_owned();
+    let tokens = [
+        ("paris", dev.login("paris").await),
+        ("lyon", dev.login("lyon").await),
+        ("hopital-central", dev.login("hopital-central").await),
+        ("clinique", dev.login_as("clinique", "a@c.example", &password).await),
+    ];
+    let send = |slug: &'static str, method: &'static str, path: String, body: Value| {
+        let (dev, tokens) = (&dev, &tokens);
+        async move {
+            let token = &tokens.iter().find(|(s, _)| *s == slug).expect("known").1;
+            let bearer = format!("Bearer {token}");
+            let body = (!body.is_null()).then(|| body.to_string());
+            let headers = [("Authorization", bearer.as_str())];
+            dev.client.send(method, &dev.host(slug), &path, &headers, body.as_deref()).await
+        }
+    };
+    let make = |slug: &'static str, path: &'static str, body: Value| {
+        let send = &send;
+        async move {
+            let made = send(slug, "POST", path.into(), body).await;
+            assert_eq!(made.status, 201, "{slug} {path}: {made:?}");
+            text(&made.json()["id"]).to_owned()
+        }
+    };
+    let person = json!({"first_name": "Ada", "last_name": "CANARY"});
+    let patient = json!({"first_name": "Ada", "last_name": "CANARY", "birth_date": "1985-12-10"});
+    // Theirs, and what is one's own beside it.
+    let their_member = make("paris", "/api/v1/members", person.clone()).await;
+    let their_family = make("paris", "/api/v1/families", json!({"name": "CANARY"})).await;
+    let their_patient = make("hopital-central", "/api/v1/patients", patient.clone()).await;
+    let their_stay = make(
+        "hopital-central",
+        "/api/v1/hospitalizations",
+        json!({"patient_id": their_patient, "ward": "CANARY"}),
+    )
+    .await;
+    let me = send("paris", "GET", "/api/v1/auth/me".into(), Value::Null).await.json();
+    let their_user = text(&me["id"]).to_owned();
+    let member = make("lyon", "/api/v1/members", person).await;
+    let own_patient = make("clinique", "/api/v1/patients", patient).await;
+
+    let loan = |member: &str, guarantors: &[&str]| json!({"member_id": member, "amount": 1000, "currency": "EUR", "installments": 1, "guarantor_ids": guarantors});
+    let members = "/api/v1/members";
+    let mut tried = 0;
+    for (slug, method, path, theirs, body) in [
+        (
+            "lyon",
+            "POST",
+            members.to_owned(),
+            &their_family,
+            json!({"first_name": "A", "last_name": "B", "family_id": "ID"}),
+        ),
+        ("lyon", "PATCH", format!("{members}/{member}"), &their_family, json!({"family_id": "ID"})),
+        ("lyon", "GET", format!("{members}?family_id=ID"), &their_family, Value::Null),
+        ("lyon", "POST", "/api/v1/loans".into(), &their_member, loan("ID", &[])),
+        ("lyon", "POST", "/api/v1/loans".into(), &their_member, loan(&member, &["ID"])),
+        ("lyon", "GET", "/api/v1/loans?member_id=ID".into(), &their_member, Value::Null),
+        ("lyon", "GET", "/api/v1/audit?actor_id=ID".into(), &their_user, Value::Null),
+        ("lyon", "GET", "/api/v1/audit?entity_id=ID".into(), &their_member, Value::Null),
+        (
+            "clinique",
+            "POST",
+            "/api/v1/hospitalizations".into(),
+            &their_patient,
+            json!({"patient_id": "ID", "ward": "A"}),
+        ),
+        ("clinique", "GET", "/api/v1/hospitalizations?patient_id=ID".into(), &their_patient, Value::Null),
+        (
+            "clinique",
+            "POST",
+            "/api/v1/invoices".into(),
+            &their_patient,
+            json!({"patient_id": "ID", "amount": 1}),
+        ),
+        (
+            "clinique",
+            "POST",
+            "/api/v1/invoices".into(),
+            &their_stay,
+            json!({"patient_id": own_patient, "hospitalization_id": "ID", "amount": 1}),
+        ),
+        ("clinique", "GET", "/api/v1/invoices?patient_id=ID".into(), &their_patient, Value::Null),
+    ] {
+        let mut seen = Vec::new();
+        for id in [theirs.clone(), uuid::Uuid::new_v4().to_string()] {
+            let body = serde_json::from_str(&body.to_string().replace("\"ID\"", &format!("\"{id}\"")))
+                .expect("JSON");
+            let answer = send(slug, method, path.replace("ID", &id), body).await;
+            assert!(!format!("{answer:?}").contains("CANARY"), "{slug} {method} {path}: {answer:?}");
+            let mut said = answer.json();
+            let fields = said.as_object_mut().expect("an object");
+            fields.remove("request_id");
+            if method == "GET" {
+                let is_empty = fields["items"].as_array().is_some_and(Vec::is_empty);
+                assert!(answer.status == 200 && is_empty, "{path}: {answer:?}");
+            } else {
+                assert!(matches!(answer.status, 404 | 422), "{method} {path}: {answer:?}");
+            }
+            seen.push((answer.status, said));
+            tried += 1;
+        }
+        assert_eq!(seen[0], seen[1], "{method} {path}: another's is told from nobody's");
+    }
+    assert_eq!(tried, 26);
+    // Nothing came of it, and nothing of theirs was touched.
+    assert_eq!(
+        dev.value(
+            "gmah_org_lyon",
+            "select count(*) from loans l join members m on m.id = l.member_id where m.last_name = 'CANARY'"
+        )
+        .await,
+        "0"
+    );
+    assert_eq!(
+        dev.value(
+            "gmah_org_clinique",
+            "select (select count(*) from invoices) + (select count(*) from hospitalizations)"
+        )
+        .await,
+        "0"
+    );
+}
+
 /// what is for operators is not reachable from outside, at any host.
 #[tokio::test(flavor = "multi_thread")]
 async fn a07_operators_doors_are_closed() {

@@ -51,6 +51,13 @@ impl Pair {
     }
 }
 
+/// Gives the cluster a certificate; the authority that it is of, as PEM.
+pub(crate) async fn encrypt(dev: &Dev) -> String {
+    let pair = pair();
+    pair.install(dev).await;
+    pair.authority
+}
+
 /// `gmah server add` for the one server that there is, with other words.
 async fn add(dev: &Dev, host: &str, more: &[&str]) -> std::process::Output {
     let password = dev.folder().join("password");

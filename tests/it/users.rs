@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::dev::text;
+use crate::harness::http::{exchange, request};
 use crate::harness::{Answer, Dev};
 
 async fn send(dev: &Dev, method: &str, path: &str, token: &str, body: Option<&Value>) -> Answer {
@@ -329,6 +330,53 @@ async fn a09_guessing_is_slowed_down_where_it_happens() {
         401,
         "A-10: her namesake elsewhere"
     );
+}
+
+/// From wherever on this machine: one account from a hundred addresses, and more accounts than one address may try, whatever
+/// it says of where it comes from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a09_addresses_are_those_of_connections() {
+    let dev = Dev::start().await;
+    let admin = dev.login("paris").await;
+    user(&dev, &admin, "ada", "member").await;
+    let host = dev.host("paris");
+    let from = |last: u8, email: String, password: &'static str, said: String| {
+        let (dev, host) = (&dev, &host);
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+            socket.bind(std::net::SocketAddr::from(([127, 0, 1, last], 0))).expect("bound");
+            let tcp = socket.connect(dev.client.address()).await.expect("connected");
+            let mut stream = dev.client.over(tcp, host).await.expect("handshake");
+            let body = json!({"email": email, "password": password}).to_string();
+            let headers = [("X-Forwarded-For", said.as_str()), ("Forwarded", "for=192.0.2.9")];
+            let bytes = request("POST", host, "/api/v1/auth/login", &headers, Some(&body));
+            exchange(&mut stream, &bytes).await.status
+        }
+    };
+    // A place is free again each half minute, and a machine may be busy.
+    let mut seen = Vec::new();
+    for n in 0..200 {
+        seen.push(from(n % 100 + 1, "ada@paris.example".into(), "guess", format!("192.0.2.{n}")).await);
+    }
+    let wrong = seen.iter().filter(|s| **s == 401).count();
+    assert!((10..=14).contains(&wrong) && seen[..10] == [401; 10], "{wrong}: {seen:?}");
+    assert!(seen.iter().all(|s| matches!(s, 401 | 429)), "{seen:?}");
+    // As many accounts as there may be failures of one address; a place is free again each two seconds.
+    let began = std::time::Instant::now();
+    let mut seen = Vec::new();
+    for n in 0..200 {
+        seen.push(from(200, format!("nobody{n}@paris.example"), "guess", format!("192.0.2.{n}")).await);
+    }
+    let more = began.elapsed().as_secs() / 2 + 1;
+    let wrong = seen.iter().filter(|s| **s == 401).count() as u64;
+    assert!((100..=100 + more).contains(&wrong) && seen[..100] == [401; 100], "{wrong}: {seen:?}");
+    assert!(seen.iter().all(|s| matches!(s, 401 | 429)), "{seen:?}");
+    // Neighbours, and the same address elsewhere, are let in.
+    user(&dev, &admin, "eva", "member").await;
+    assert_eq!(from(201, "eva@paris.example".into(), "correct horse", String::new()).await, 200);
+    let lyon = dev.host("lyon");
+    let body = json!({"email": "nobody@lyon.example", "password": "guess"}).to_string();
+    assert_eq!(dev.client.send("POST", &lyon, "/api/v1/auth/login", &[], Some(&body)).await.status, 401);
 }
 
 /// What changes while a request is on its way counts for it: a password that was right a moment ago, rights that the

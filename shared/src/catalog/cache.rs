@@ -7,6 +7,8 @@
 //! * Unknown names live in a cache of their own, so that a flood of them evicts nobody; a notice ends all of them.
 //! * With the master away, entries are served until `max_stale` after they were last confirmed, unless a notice
 //!   had ended them: what is known to have changed is never guessed.
+//! * A master that is older than what was seen of it is not believed where it says otherwise: its revisions come of
+//!   one sequence, and whatever takes a name away raises it.
 
 mod entries;
 mod flight;
@@ -43,6 +45,9 @@ pub trait Record: Send + Sync + 'static {
 
 /// Reads one key from the master. `None` says that there is no such thing.
 pub type Loader<K, V> = Box<dyn Fn(&K) -> BoxFuture<'static, Result<Option<V>, StoreError>> + Send + Sync>;
+
+/// Reads the newest revision that the master has given to anything.
+pub type Newest = Box<dyn Fn() -> BoxFuture<'static, Result<i64, StoreError>> + Send + Sync>;
 
 /// Something that hears of changes.
 pub trait Invalidate: Send + Sync {
@@ -156,6 +161,7 @@ impl<K, V> Clone for Cache<K, V> {
 struct Inner<K, V> {
     settings: CatalogSettings,
     load: Loader<K, V>,
+    newest: Newest,
     positive: moka::sync::Cache<K, Arc<Entry<V>>>,
     /// Value: the epoch of negatives in which it was learned.
     negative: moka::sync::Cache<K, u64>,
@@ -181,7 +187,7 @@ where
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(settings: CatalogSettings, load: Loader<K, V>, metrics: CacheMetrics) -> Self {
+    pub fn new(settings: CatalogSettings, load: Loader<K, V>, newest: Newest, metrics: CacheMetrics) -> Self {
         let positive = moka::sync::Cache::builder()
             .max_capacity(settings.max_entries.get() as u64)
             .time_to_live(*settings.max_stale)
@@ -195,6 +201,7 @@ where
             flights: Flights::new(settings.max_loads.get()),
             settings,
             load,
+            newest,
             positive,
             negative,
             negative_epoch: AtomicU64::new(0),
@@ -271,10 +278,14 @@ where
         inner.metrics.loads.inc();
         let epoch = inner.resync_epoch.load(Ordering::Acquire);
         let negative_epoch = inner.negative_epoch.load(Ordering::Acquire);
-        let asked = tokio::time::timeout(*inner.settings.load_timeout, (inner.load)(&key)).await;
+        let asked = tokio::time::timeout(*inner.settings.load_timeout, inner.ask(&key)).await;
         let answer = asked.unwrap_or(Err(StoreError::Timeout));
-        match answer {
-            Ok(Some(value)) => inner.keep(key, value, epoch, seq),
+        let kept = answer.and_then(|found| match found {
+            Some(value) => inner.keep(&key, value, epoch, seq).map(Some),
+            None => Ok(None),
+        });
+        match kept {
+            Ok(Some(entry)) => flight::Outcome::Found(entry),
             Ok(None) => {
                 inner.positive.invalidate(&key);
                 inner.negative.insert(key, negative_epoch);
@@ -282,7 +293,12 @@ where
             }
             Err(error) => {
                 inner.metrics.load_errors.inc();
-                tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
+                if let StoreError::Regressed { .. } = error {
+                    inner.metrics.regressed.inc();
+                    tracing::error!(error = %error, "catalog: not believed");
+                } else {
+                    tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
+                }
                 // A row that cannot be read is that organisation's trouble; silence is everybody's.
                 if error.is_masters() {
                     inner.rest();
@@ -324,24 +340,39 @@ where
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).seq()
     }
 
-    /// Keeps an answer unless a notice overtook it or it is older than what is known.
-    fn keep(&self, key: K, value: V, epoch: u64, seq: u64) -> flight::Outcome<V> {
+    /// What the master says of a name. Where it no longer has one that is held, or gives it to somebody else, it must
+    /// have come at least as far as when that was read.
+    async fn ask(&self, key: &K) -> Result<Option<V>, StoreError> {
+        let answer = (self.load)(key).await?;
+        if let Some(held) = self.positive.get(key)
+            && answer.as_ref().is_none_or(|value| value.id() != held.value.id())
+        {
+            let (found, known) = ((self.newest)().await?, held.value.revision());
+            if found < known {
+                return Err(StoreError::Regressed { found, known });
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Keeps an answer unless a notice overtook it.
+    ///
+    /// # Errors
+    /// [`StoreError::Regressed`] where it is older than what is known of that organisation.
+    fn keep(&self, key: &K, value: V, epoch: u64, seq: u64) -> Result<Arc<Entry<V>>, StoreError> {
         let id = value.id();
         // Under the lock that a notice takes first: either the notice is seen here, or it sees the flag made here.
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let overtaken = recent.touched_since(id, seq);
         if !overtaken
-            && let Some(held) = self.positive.get(&key)
+            && let Some(held) = self.positive.get(key)
             && held.value.id() == id
             && held.value.revision() > value.revision()
         {
-            self.metrics.regressed.inc();
-            self.metrics.load_errors.inc();
             let (found, known) = (value.revision(), held.value.revision());
-            tracing::error!(error = %StoreError::Regressed { found, known }, "catalog: not believed");
-            return flight::Outcome::Failed;
+            return Err(StoreError::Regressed { found, known });
         }
-        if let Some(held) = self.positive.get(&key)
+        if let Some(held) = self.positive.get(key)
             && held.value.id() == id
         {
             value.follows(&held.value);
@@ -359,10 +390,10 @@ where
         if overtaken {
             self.metrics.not_kept.inc();
         } else {
-            self.positive.insert(key, entry.clone());
+            self.positive.insert(key.clone(), entry.clone());
         }
         drop(recent);
-        flight::Outcome::Found(entry)
+        Ok(entry)
     }
 
     fn without_master(&self, key: &K) -> Lookup<V> {

@@ -208,6 +208,26 @@ impl Store {
         Ok(Keyring::new(signing, verifying))
     }
 
+    /// The newest revision that was given to anything, kept or not: never less than that of a row that was read, unless
+    /// the master was restored from a backup (PostgreSQL, chapter 9.17).
+    ///
+    /// # Errors
+    /// As [`Store::by_slug`].
+    pub fn newest_revision(&self) -> BoxFuture<'static, Result<i64, StoreError>> {
+        let this = self.clone();
+        async move {
+            let newest = this.one(NEWEST, &[], |row| Ok(row.get("last_value"))).await?;
+            newest.ok_or_else(|| StoreError::Row("catalog_revision: nothing".into()))
+        }
+        .boxed()
+    }
+
+    /// As a [`super::cache::Newest`].
+    pub fn newest(&self) -> super::cache::Newest {
+        let this = self.clone();
+        Box::new(move || this.newest_revision())
+    }
+
     /// Whether the master answers at all.
     ///
     /// # Errors
@@ -420,6 +440,7 @@ pub const STATEMENTS: &[(&str, &str)] = &[
     ("by_slug", BY_SLUG),
     ("by_domain", BY_DOMAIN),
     ("detail", DETAIL),
+    ("newest", NEWEST),
     ("keys", KEYS),
     ("certificate", CERTIFICATE),
     ("base_certificate", BASE_CERTIFICATE),
@@ -453,6 +474,9 @@ const CHALLENGES: &str = "select hostname, token, kind, key_authorization from a
 
 /// Indexes: primary keys.
 const DETAIL: &str = include_str!("detail.sql");
+
+/// A sequence: one row.
+const NEWEST: &str = "select last_value from catalog_revision";
 
 /// A few rows in all. A retired key verifies for as long as a router that is cut off may sign with it, `max_stale` unless
 /// that is set to more than twenty minutes, and as tokens live.

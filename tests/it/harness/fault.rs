@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Latency(Duration),
     /// They pass one by one.
     Slice,
+    /// Of an answer the first passes, and nothing more.
+    FirstByte,
 }
 
 pub(crate) struct Proxy {
@@ -71,8 +73,8 @@ async fn pipe(client: TcpStream, target: SocketAddr, fault: watch::Receiver<Faul
         let ((cr, cw), (sr, sw)) = (client.into_split(), server.into_split());
         // Either side's end is the other's; in a black hole nobody hears of it.
         tokio::select! {
-            () = one_way(cr, sw, fault.clone()) => {}
-            () = one_way(sr, cw, fault.clone()) => {}
+            () = one_way(cr, sw, fault.clone(), false) => {}
+            () = one_way(sr, cw, fault.clone(), true) => {}
         }
     };
     tokio::select! {
@@ -85,6 +87,7 @@ async fn one_way(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut fault: watch::Receiver<Fault>,
+    is_answer: bool,
 ) {
     let mut buf = vec![0; 16 * 1024];
     loop {
@@ -96,8 +99,13 @@ async fn one_way(
                 let _ = fault.wait_for(|f| *f != Fault::BlackHole).await;
                 return;
             }
+            Fault::FirstByte if is_answer => {
+                let _ = to.write_all(&buf[..n.min(1)]).await;
+                let _ = fault.wait_for(|f| *f != Fault::FirstByte).await;
+                return;
+            }
             Fault::Latency(late) => tokio::time::sleep(late).await,
-            Fault::None | Fault::Reset | Fault::Slice => {}
+            Fault::None | Fault::Reset | Fault::Slice | Fault::FirstByte => {}
         }
         let pieces = if how == Fault::Slice { 1 } else { n.max(1) };
         for piece in buf[..n].chunks(pieces) {

@@ -1,4 +1,4 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -29,6 +29,8 @@ struct Master {
     rows: Mutex<HashMap<String, Row>>,
     away: AtomicBool,
     queries: AtomicUsize,
+    /// Of its sequence.
+    newest: AtomicI64,
     /// When set, an answer is read first and handed out only with a permit.
     gate: Mutex<Option<Arc<Semaphore>>>,
     /// Where the cache counts.
@@ -53,7 +55,13 @@ fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> 
         })
     });
     let registry = Registry::new();
-    let cache = Cache::new(settings, load, CacheMetrics::register(&registry, "test").expect("metrics"));
+    let m = master.clone();
+    let newest: Newest = Box::new(move || {
+        let newest = m.newest.load(Ordering::SeqCst);
+        Box::pin(async move { Ok(newest) })
+    });
+    let metrics = CacheMetrics::register(&registry, "test").expect("metrics");
+    let cache = Cache::new(settings, load, newest, metrics);
     *master.registry.lock().expect("lock") = registry;
     cache
 }
@@ -68,6 +76,7 @@ fn quick() -> CatalogSettings {
 }
 
 fn put(master: &Master, key: &str, row: &Row) {
+    master.newest.fetch_max(row.revision, Ordering::SeqCst);
     master.rows.lock().expect("lock").insert(key.into(), row.clone());
 }
 
@@ -228,6 +237,41 @@ async fn q12_an_older_master_is_not_believed() {
     put(&master, "paris", &Row { revision: 4, text: "restored", ..r });
     cache.invalidate_all();
     assert_eq!(text(&cache.get(&paris).await), "new", "served as stale, within its limit");
+}
+
+/// What an older master lacks, or has as somebody else's, is as it was known; what a living one takes away is gone.
+#[tokio::test]
+async fn q12_an_older_master_takes_no_name_away() {
+    for lives in [false, true] {
+        let master = Arc::new(Master::default());
+        let (mine, other) = (row(10, "mine"), row(4, "other"));
+        put(&master, "paris", &mine);
+        put(&master, "www.paris.example", &Row { text: "mine at www", ..mine.clone() });
+        let cache = cache(&master, quick());
+        let (paris, www, nobody) = ("paris".to_owned(), "www.paris.example".to_owned(), "nobody".to_owned());
+        for (key, answer) in [(&paris, "mine"), (&www, "mine at www"), (&nobody, "unknown")] {
+            assert_eq!(text(&cache.get(key).await), answer);
+        }
+        master.rows.lock().expect("lock").remove(&paris);
+        // Of a living master: its sequence has gone on, also where somebody else's row is older than the one held.
+        put(&master, "www.paris.example", &other);
+        master.newest.store(if lives { 11 } else { 4 }, Ordering::SeqCst);
+        cache.invalidate_all();
+        let expected = if lives { ["unknown", "other"] } else { ["mine", "mine at www"] };
+        for (key, answer) in [(&paris, expected[0]), (&www, expected[1]), (&nobody, "unknown")] {
+            for _ in 0..3 {
+                assert_eq!(text(&cache.get(key).await), answer, "it lives: {lives}");
+            }
+        }
+        let said = crate::telemetry::encode(&master.registry.lock().expect("lock")).expect("text");
+        assert_eq!(said.contains("gmah_catalog_regressions_total{cache=\"test\"} 0"), lives, "{said}");
+        // For as long as what is known may be served at all; then there is nothing to hold against it.
+        if !lives {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            assert_eq!(text(&cache.get(&paris).await), "unknown");
+            assert_eq!(text(&cache.get(&www).await), "other");
+        }
+    }
 }
 
 #[tokio::test]
