@@ -178,3 +178,44 @@ async fn advice_is_no_fault() {
     db.batch_execute("drop index notes_word; create index on notes (member)").await.expect("followed");
     eventually("followed", Duration::from_secs(10), || advised(false), Vec::is_empty).await;
 }
+
+/// L-06: a server that forgets what it has acknowledged when it crashes is a fault, whoever told it to.
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_servers_that_may_lose_are_named() {
+    let dev = Dev::start().await;
+    dev.execute("postgres", "alter role gmah_org_paris set synchronous_commit = off").await;
+    dev.execute("postgres", "alter database gmah_org_lyon set synchronous_commit = off").await;
+    let (code, faults) = examine(&dev, true).await;
+    let said: Vec<_> = faults.iter().map(|f| (text(&f["subject"]), text(&f["what"]))).collect();
+    let loss = "what was acknowledged in the moments before a crash is lost";
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        said,
+        [
+            ("local", &*format!("synchronous_commit is off for database gmah_org_lyon: {loss}")),
+            ("local", &*format!("synchronous_commit is off for role gmah_org_paris: {loss}")),
+        ]
+    );
+    dev.execute("postgres", "alter role gmah_org_paris reset synchronous_commit").await;
+    dev.execute("postgres", "alter database gmah_org_lyon reset synchronous_commit").await;
+    for name in ["fsync", "full_page_writes", "synchronous_commit"] {
+        let [off, reset] = [format!("alter system set {name} = off"), format!("alter system reset {name}")];
+        dev.execute("postgres", &off).await;
+        dev.execute("postgres", "select pg_reload_conf()").await;
+        let show = format!("show {name}");
+        let shown = || dev.value("postgres", &show);
+        eventually("off", Duration::from_secs(5), shown, |v| v == "off").await;
+        let (code, faults) = examine(&dev, false).await;
+        let said: Vec<_> = faults.iter().map(|f| (text(&f["kind"]), text(&f["subject"]))).collect();
+        assert_eq!(code, Some(1), "{name}");
+        assert_eq!(said, [("server_not_durable", "master"), ("server_not_durable", "local")], "{name}");
+        assert!(
+            faults.iter().all(|f| text(&f["what"]).starts_with(&format!("{name} is off: "))),
+            "{faults:?}"
+        );
+        dev.execute("postgres", &reset).await;
+        dev.execute("postgres", "select pg_reload_conf()").await;
+        eventually("on", Duration::from_secs(5), shown, |v| v == "on").await;
+    }
+    assert_eq!(examine(&dev, false).await, (Some(0), vec![]));
+}

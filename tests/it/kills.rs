@@ -1,6 +1,6 @@
 //! L-family: whoever is killed, and whenever, what was acknowledged is there, and once. A set is written by several clients
-//! through a router; the api's process, or a process of PostgreSQL (which then recovers as from a crash), is killed again
-//! and again; in the end each organisation must have every acknowledged element exactly once, and none that it was not
+//! through a router; the api's process, the router's, or one of PostgreSQL (which then recovers as from a crash), is killed
+//! again and again; in the end each organisation must have every acknowledged element exactly once, and none that it was not
 //! asked for.
 
 use std::collections::BTreeSet;
@@ -19,47 +19,59 @@ use tokio::time::Instant;
 
 use crate::harness::dev::BINARY;
 use crate::harness::http::{self, Client, request};
-use crate::harness::{Dev, dev, eventually, roles};
+use crate::harness::{Dev, dev, eventually};
 
 const WRITERS: usize = 3;
 
-/// A `gmah api` in a process of its own, always at the same address.
-struct Api {
+/// `gmah api` or `gmah router` in a process of its own, always at the same address.
+struct Node {
+    role: &'static str,
     config: PathBuf,
     admin: SocketAddr,
     log: PathBuf,
     child: Option<Child>,
 }
 
-impl Api {
-    fn new(dev: &Dev, address: SocketAddr, admin: SocketAddr) -> Self {
-        let path = Path::new(dev::text(&dev.info["config"]));
-        let text = std::fs::read_to_string(path).expect("configuration");
-        let text = text
-            .replace(dev::text(&dev.info["api"]), &address.to_string())
-            .replace(dev::text(&dev.info["api_admin"]), &admin.to_string())
-            .replace("[pool]\n", "[pool]\nheartbeat = \"1s\"\n");
-        let config = path.with_file_name("killed.toml");
-        std::fs::write(&config, text).expect("configuration");
-        Self { config, admin, log: dev.folder().join("killed.log"), child: None }
-    }
+/// Both, the router before the api, and where the router listens.
+fn nodes(dev: &Dev) -> (Node, Node, SocketAddr) {
+    let path = Path::new(dev::text(&dev.info["config"]));
+    let mut text = std::fs::read_to_string(path).expect("configuration");
+    let mut moved = |name: &str| {
+        let address = crate::harness::dns::free();
+        text = text.replace(dev::text(&dev.info[name]), &address.to_string());
+        address
+    };
+    let (_api, api_admin) = (moved("api"), moved("api_admin"));
+    let (https, _http, admin) = (moved("https"), moved("http"), moved("admin"));
+    let config = path.with_file_name("killed.toml");
+    std::fs::write(&config, text.replace("[pool]\n", "[pool]\nheartbeat = \"1s\"\n")).expect("configuration");
+    let node = |role: &'static str, admin| Node {
+        role,
+        config: config.clone(),
+        admin,
+        log: dev.folder().join(format!("killed-{role}.log")),
+        child: None,
+    };
+    (node("api", api_admin), node("router", admin), https)
+}
 
+impl Node {
     async fn start(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("log");
         let child = Command::new(BINARY)
             .arg("--config")
             .arg(&self.config)
-            .arg("api")
+            .arg(self.role)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
-            .expect("gmah api starts");
+            .expect("it starts");
         self.child = Some(child);
         let admin = self.admin;
         let ready = || async move { http::try_plain(admin, "/readyz").await.map(|a| a.status) };
-        eventually("the api", Duration::from_secs(30), ready, |s| *s == Some(200)).await;
+        eventually(self.role, Duration::from_secs(30), ready, |s| *s == Some(200)).await;
     }
 
     async fn kill(&mut self) {
@@ -115,15 +127,15 @@ impl Writer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l02_what_is_acknowledged_is_there_once() {
+async fn l02_l05_what_is_acknowledged_is_there_once() {
     let kills: usize = std::env::var("GMAH_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let dev = Dev::start().await;
     dev.execute("gmah_master", "update organizations set plan = 'enterprise'").await;
     let tokens = [("paris", dev.login("paris").await), ("lyon", dev.login("lyon").await)];
-    let (address, admin) = (crate::harness::dns::free(), crate::harness::dns::free());
-    let mut api = Api::new(&dev, address, admin);
+    let (mut api, mut router, https) = nodes(&dev);
     api.start().await;
-    let (router, client) = roles::router(&dev, &[address], |_, _| {}).await;
+    router.start().await;
+    let client = dev.client.at(https);
     let stop = Arc::new(AtomicBool::new(false));
     let tried_again = Arc::new(AtomicUsize::new(0));
     let mut sets = Vec::new();
@@ -144,7 +156,7 @@ async fn l02_what_is_acknowledged_is_there_once() {
         }
     }
     let began = Instant::now();
-    let (mut of_api, mut of_postgres) = (0, 0);
+    let (mut of_api, mut of_router, mut of_postgres) = (0, 0, 0);
     let count = || sets.iter().map(|(_, s)| s.lock().expect("lock").len()).sum::<usize>();
     for _ in 0..kills {
         // Something is acknowledged between any two.
@@ -152,10 +164,15 @@ async fn l02_what_is_acknowledged_is_there_once() {
         eventually("progress", Duration::from_secs(60), || std::future::ready(count()), |n| *n > before)
             .await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..200))).await;
-        let victim = if rand::random_bool(0.5) { backend(&dev).await } else { None };
+        let is_nodes = rand::random_bool(0.6);
+        let victim = if is_nodes { None } else { backend(&dev).await };
         // Gone by itself meanwhile, it is nobody's.
         if victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok()) {
             of_postgres += 1;
+        } else if rand::random_bool(0.5) {
+            router.kill().await;
+            router.start().await;
+            of_router += 1;
         } else {
             api.kill().await;
             api.start().await;
@@ -188,11 +205,11 @@ async fn l02_what_is_acknowledged_is_there_once() {
         total += there.len();
     }
     println!(
-        "{kills} kills ({of_api} of the api, {of_postgres} of PostgreSQL) in {:.0} s: {total} acknowledged, {} tried again, lost 0, twice 0",
+        "{kills} kills ({of_api} of the api, {of_router} of the router, {of_postgres} of PostgreSQL) in {:.0} s: {total} acknowledged, {} tried again, lost 0, twice 0",
         began.elapsed().as_secs_f64(),
         tried_again.load(Ordering::Relaxed)
     );
-    router.stop().await;
+    router.kill().await;
     api.kill().await;
 }
 

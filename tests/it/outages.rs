@@ -15,6 +15,53 @@ const HEALS: Duration = Duration::from_secs(15);
 /// More than the deadlines that these tests set, with room for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(8);
 
+/// L-07: the api has done it, and its answer is lost on the way to the router. The client is told that nobody knows; asked
+/// again with its key, it has the answer that was lost, and there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn l07_an_answer_that_is_lost_is_had_again() {
+    let dev = Dev::start().await;
+    let token = dev.login("paris").await;
+    let api = roles::api(&dev, |_, _| {}).await;
+    let proxy = Proxy::start(api.address).await;
+    let (router, client) = roles::router(&dev, &[proxy.address], |_, _| {}).await;
+    let (host, bearer) = (dev.host("paris"), format!("Bearer {token}"));
+    let add = |name: String| {
+        let (client, host, bearer) = (&client, &host, &bearer);
+        async move {
+            let headers = [("Authorization", bearer.as_str()), ("Idempotency-Key", name.as_str())];
+            let body = serde_json::json!({"first_name": name, "last_name": "L07"}).to_string();
+            client.send("POST", host, "/api/v1/members", &headers, Some(&body)).await
+        }
+    };
+    let count = |name: String| {
+        let dev = &dev;
+        let sql = format!("select count(*) from members where first_name = '{name}'");
+        async move { dev.value("gmah_org_paris", &sql).await }
+    };
+    assert_eq!(add("first".into()).await.status, 201);
+    for n in 0..5 {
+        let name = format!("lost-{n}");
+        proxy.set(Fault::FirstByte);
+        let asked = async {
+            let answer = add(name.clone()).await;
+            assert!(matches!(answer.status, 502 | 504), "{answer:?}");
+        };
+        // It is done; then the connection ends under the router.
+        let cut = async {
+            eventually("done", HEALS, || count(name.clone()), |n| n == "1").await;
+            proxy.set(Fault::Reset);
+        };
+        tokio::join!(asked, cut);
+        proxy.set(Fault::None);
+        let again = eventually("again", HEALS, || add(name.clone()), |a| a.status == 201).await;
+        assert_eq!(again.json()["first_name"], name.as_str());
+        assert_eq!(add(name.clone()).await.json(), again.json(), "and whenever it is asked");
+        assert_eq!(count(name.clone()).await, "1");
+    }
+    router.stop().await;
+    api.stop().await;
+}
+
 /// SQLSTATE 53300: there is no connection for that role, or to that database. The server has others.
 #[tokio::test(flavor = "multi_thread")]
 async fn q10_no_connection_to_spare() {

@@ -8,6 +8,7 @@
 //! record as destroyed.
 
 mod databases;
+mod durability;
 mod schema;
 mod servers;
 mod upkeep;
@@ -158,6 +159,7 @@ impl Control {
     pub async fn examine(&mut self, fix: bool) -> Result<Examination, ControlError> {
         let mut findings = Findings::new(fix);
         self.examine_operations(&mut findings).await?;
+        durability::examine(&self.master, "master", true, &mut findings).await?;
         let declared = self.declared().await?;
         let servers = self.servers().await?;
         let mut references = References::default();
@@ -171,6 +173,7 @@ impl Control {
                     continue;
                 }
             };
+            durability::examine(&admin, &server.name, false, &mut findings).await?;
             self.examine_server(&admin, &access, &here, &declared, &mut findings).await?;
             self.examine_databases(&admin, &access, &here, &mut references, &mut findings).await?;
         }
