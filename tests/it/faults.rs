@@ -218,13 +218,7 @@ async fn q10_between_the_api_and_a_database() {
         "update organizations set server_id = (select id from database_servers where name = 'proxied') where slug = 'lyon'",
     )
     .await;
-    let api = roles::api(&dev, |_, c| {
-        c.pool.statement_timeout = HumanDuration::from_secs(1);
-        c.pool.connect_timeout = HumanDuration::from_secs(1);
-        c.pool.wait_timeout = HumanDuration::from_secs(2);
-    })
-    .await;
-    let (router, client) = roles::router(&dev, &[api.address], |_, _| {}).await;
+    let (router, api, client) = roles::hasty(&dev).await;
     let ask = |slug: &'static str| {
         let (client, host) = (&client, dev.host(slug));
         let bearer = format!("Bearer {}", if slug == "lyon" { &lyon } else { &paris });

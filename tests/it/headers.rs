@@ -281,3 +281,26 @@ async fn a_stale_generation_is_resolved_anew_once() {
     assert!(seen.header("x-gmah-stale").is_none());
     router.stop().await;
 }
+
+/// C-01: the edge keeps no answer, whatever the backend says of its age: each host has its own, each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn c01_no_answer_is_kept_for_anybody() {
+    let dev = Dev::start().await;
+    let origin = Origin::start(Box::new(|request| {
+        let fields = "Cache-Control: public, max-age=3600, s-maxage=3600\r\nAge: 1\r\nETag: \"same\"\r\n";
+        Some(answer(200, fields, &request.all("host").concat()))
+    }))
+    .await;
+    let (router, client) = roles::router(&dev, &[origin.address], |_, _| {}).await;
+    for _ in 0..3 {
+        for slug in ["paris", "lyon", "hopital-central"] {
+            let host = dev.host(slug);
+            let seen = client.get(&host, "/style.css", &[]).await;
+            assert_eq!((seen.status, seen.body.as_str()), (200, host.as_str()));
+            let tagged = client.get(&host, "/style.css", &[("If-None-Match", "\"same\"")]).await;
+            assert_eq!((tagged.status, tagged.body.as_str()), (200, host.as_str()), "C-10");
+        }
+    }
+    assert_eq!(origin.take().len(), 18, "each was asked for");
+    router.stop().await;
+}

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gmah_shared::config::HumanDuration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -176,13 +175,7 @@ async fn q10_a_server_that_is_there_and_does_not_answer() {
     let dev = Dev::start().await;
     let (paris, lyon) = (dev.login("paris").await, dev.login("lyon").await);
     let authority = super::transport::encrypt(&dev).await;
-    let api = roles::api(&dev, |_, c| {
-        c.pool.statement_timeout = HumanDuration::from_secs(1);
-        c.pool.connect_timeout = HumanDuration::from_secs(1);
-        c.pool.wait_timeout = HumanDuration::from_secs(2);
-    })
-    .await;
-    let (router, client) = roles::router(&dev, &[api.address], |_, _| {}).await;
+    let (router, api, client) = roles::hasty(&dev).await;
     let ask = |slug: &'static str| {
         let (client, host) = (&client, dev.host(slug));
         let bearer = format!("Bearer {}", if slug == "lyon" { &lyon } else { &paris });

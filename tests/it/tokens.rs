@@ -77,6 +77,16 @@ async fn k01_to_k16_crafted_tokens() {
     f.refused("K-13: twice", f.ask(&f.hosts[0], &two).await).await;
     f.refused("K-13: as a bearer", f.ask(&f.hosts[0], &[("Authorization", &good)]).await).await;
     f.refused("K-13: in a cookie", f.ask(&f.hosts[0], &[("Cookie", &good)]).await).await;
+    for (path, body) in [
+        (format!("/api/v1/tenant?X-Tenant-Token={good}"), None),
+        (format!("/api/v1/tenant?token={good}"), None),
+        ("/api/v1/auth/login".to_owned(), Some(json!({"X-Tenant-Token": good, "token": good}).to_string())),
+    ] {
+        let mut stream = TcpStream::connect(f.api).await.expect("connect");
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let bytes = request(method, &f.hosts[0], &path, &[], body.as_deref());
+        f.refused("K-13: in a query, in a body", exchange(&mut stream, &bytes).await).await;
+    }
     f.refused("K-09: another host", f.ask(&f.hosts[1], &[("X-Tenant-Token", &good)]).await).await;
 
     let payload = B64.encode(f.claims().to_string());
@@ -133,6 +143,32 @@ async fn k01_to_k16_crafted_tokens() {
     assert!(metrics.sum("gmah_api_tokens_total", &["refused"]) > 100.0);
     assert_eq!(f.with_token(&good).await.slug(), (200, "paris".into()), "and it still serves");
     assert!(!dev.log().contains("eyJ"), "K-19: a token in the log");
+}
+
+/// K-10, what is promised: a token says for which organisation and host, and until when; whoever has it may use it for
+/// that, at every api, until then and not after.
+#[tokio::test(flavor = "multi_thread")]
+async fn k10_a_token_is_good_until_it_ends() {
+    let dev = Dev::start().await;
+    let f = Forger::new(&dev).await;
+    let other = crate::harness::roles::api(&dev, |_, _| {}).await;
+    let mut claims = f.claims();
+    claims["exp"] = json!(now_seconds() + 4);
+    let token = f.sign(&claims);
+    let ask = |api: std::net::SocketAddr, host: &str| {
+        let bytes = request("GET", host, "/api/v1/tenant", &[("X-Tenant-Token", token.as_str())], None);
+        async move { exchange(&mut TcpStream::connect(api).await.expect("connect"), &bytes).await }
+    };
+    for api in [f.api, other.address, f.api] {
+        assert_eq!(ask(api, &f.hosts[0]).await.slug(), (200, "paris".into()));
+        f.refused("at another host", ask(api, &f.hosts[1]).await).await;
+    }
+    for api in [f.api, other.address] {
+        let ended = || ask(api, &f.hosts[0]);
+        crate::harness::eventually("ended", Duration::from_secs(15), ended, |a| a.status == 401).await;
+        f.refused("and for ever", ask(api, &f.hosts[0]).await).await;
+    }
+    other.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! PostgreSQL servers that hold organisations' databases.
 
+use std::time::Duration;
+
 use futures::stream::{self, StreamExt as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
@@ -71,6 +73,9 @@ pub struct NewServer {
 
 /// Servers that are asked at once whether they are a new one.
 const ASKED_AT_ONCE: usize = 32;
+
+/// What a server is given to let us in and to answer one question.
+const QUESTION: Duration = Duration::from_secs(15);
 
 /// The group that owns nothing and may read and write organisations' tables; their roles belong to it.
 pub(crate) const TENANT_GROUP: &str = "gmah_tenant";
@@ -213,7 +218,8 @@ impl Control {
                 let server = self.access(other.get("id")).await?.connect("postgres").await?;
                 server.query_one(asked, &[]).await.during(what)
             };
-            (other.get::<_, &str>("name"), theirs.await)
+            let theirs = tokio::time::timeout(QUESTION, theirs).await;
+            (other.get::<_, &str>("name"), theirs.unwrap_or_else(|_| Err(ControlError::Silent(what.into()))))
         });
         // Those that are away take as long as the way to one may.
         let mut answers = stream::iter(asks).buffer_unordered(ASKED_AT_ONCE);
@@ -238,8 +244,12 @@ impl Control {
         let what = "asking the server what it is a copy of";
         let asked = "select pg_is_in_recovery(), (select system_identifier from pg_control_system())";
         let of = self.access(original).await?;
-        let theirs = of.connect("postgres").await?.query_one(asked, &[]).await.during(what)?;
-        let ours = client.query_one(asked, &[]).await.during(what)?;
+        let both = async {
+            let theirs = of.connect("postgres").await?.query_one(asked, &[]).await.during(what)?;
+            Ok::<_, ControlError>((client.query_one(asked, &[]).await.during(what)?, theirs))
+        };
+        let silent = |_| ControlError::Silent(what.into());
+        let (ours, theirs) = tokio::time::timeout(QUESTION, both).await.map_err(silent)??;
         if !ours.get::<_, bool>(0) || ours.get::<_, i64>(1) != theirs.get::<_, i64>(1) {
             return Err(ControlError::Refused(format!("{name} is no standby of {}", of.name)));
         }

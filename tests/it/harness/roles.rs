@@ -6,7 +6,7 @@ use gmah_api::config::ApiConfig;
 use gmah_api::server::RunningApi;
 use gmah_router::config::RouterConfig;
 use gmah_router::server::RunningRouter;
-use gmah_shared::config::Settings;
+use gmah_shared::config::{HumanDuration, Settings};
 
 use super::Dev;
 use super::http::Client;
@@ -61,4 +61,16 @@ pub(crate) async fn api(dev: &Dev, change: impl FnOnce(&mut Settings, &mut ApiCo
     )
     .await;
     api
+}
+
+/// A router and an api that wait for databases no longer than a test wants to.
+pub(crate) async fn hasty(dev: &Dev) -> (RunningRouter, RunningApi, Client) {
+    let api = api(dev, |_, c| {
+        c.pool.statement_timeout = HumanDuration::from_secs(1);
+        c.pool.connect_timeout = HumanDuration::from_secs(1);
+        c.pool.wait_timeout = HumanDuration::from_secs(2);
+    })
+    .await;
+    let (router, client) = router(dev, &[api.address], |_, _| {}).await;
+    (router, api, client)
 }
