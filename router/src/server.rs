@@ -17,7 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use gmah_shared::catalog::listen::{self, Hearing, Listeners};
 use gmah_shared::catalog::{Cache, CacheMetrics, Holder, Invalidate, Store};
-use gmah_shared::config::{CatalogSettings, HumanDuration, Settings, Within};
+use gmah_shared::config::{CatalogSettings, Settings, Within};
 use gmah_shared::dns::Dns;
 use gmah_shared::pg;
 use gmah_shared::tasks::Tasks;
@@ -136,13 +136,10 @@ pub async fn start_on(
         CacheMetrics::register(&metrics.registry, "hosts")?,
     );
     let tickets = Tickets::new();
-    let stored = CatalogSettings {
-        max_entries: Within::new(MAX_CERTIFICATES),
+    let stored = CatalogSettings { max_entries: Within::new(MAX_CERTIFICATES), ..settings.catalog.clone() };
+    let stored = Cache::serving_for(
         // A certificate that is known goes on being served while the master is away.
-        max_stale: HumanDuration::from_secs(30 * 86_400),
-        ..settings.catalog.clone()
-    };
-    let stored = Cache::new(
+        Duration::from_secs(30 * 86_400),
         stored,
         Certificates::loader(store.clone(), tickets.clone()),
         store.newest(),

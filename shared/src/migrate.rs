@@ -445,5 +445,10 @@ pub const MASTER: MigrationSet<'static> = MigrationSet {
             name: "own_migrations",
             sql: include_str!("../migrations/master/0021_own_migrations.sql"),
         },
+        Migration {
+            version: 22,
+            name: "newest_revision",
+            sql: include_str!("../migrations/master/0022_newest_revision.sql"),
+        },
     ],
 };

@@ -390,6 +390,15 @@ async fn a02_anothers_ids_in_bodies_and_queries() {
     }
     assert_eq!(tried, 26);
     // Nothing came of it, and nothing of theirs was touched.
+    let own = send("lyon", "GET", format!("{members}/{member}"), Value::Null).await.json();
+    assert!(own["family_id"].is_null(), "{own}");
+    let theirs = "select (select count(*) from loans where created_at > now() - interval '1 hour' and purpose is null and member_id = (select id from members where last_name = 'CANARY'))
+        || '/' || (select count(*) from members where family_id = (select id from families where name = 'CANARY'))";
+    assert_eq!(dev.value("gmah_org_paris", theirs).await, "0/0");
+    let theirs = format!(
+        "select (select count(*) from invoices where patient_id = '{their_patient}') || '/' || (select count(*) from hospitalizations where patient_id = '{their_patient}')"
+    );
+    assert_eq!(dev.value("gmah_org_hopital_central", &theirs).await, "0/1");
     assert_eq!(
         dev.value(
             "gmah_org_lyon",

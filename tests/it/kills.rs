@@ -32,7 +32,7 @@ struct Node {
     child: Option<Child>,
 }
 
-/// Both, the router before the api, and where the router listens.
+/// Both, and where the router listens.
 fn nodes(dev: &Dev) -> (Node, Node, SocketAddr) {
     let path = Path::new(dev::text(&dev.info["config"]));
     let mut text = std::fs::read_to_string(path).expect("configuration");
@@ -158,18 +158,23 @@ async fn l02_l05_what_is_acknowledged_is_there_once() {
     let began = Instant::now();
     let (mut of_api, mut of_router, mut of_postgres) = (0, 0, 0);
     let count = || sets.iter().map(|(_, s)| s.lock().expect("lock").len()).sum::<usize>();
-    for _ in 0..kills {
+    for n in 0..kills.max(3) {
         // Something is acknowledged between any two.
         let before = count();
         eventually("progress", Duration::from_secs(60), || std::future::ready(count()), |n| *n > before)
             .await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..200))).await;
-        let is_nodes = rand::random_bool(0.6);
-        let victim = if is_nodes { None } else { backend(&dev).await };
+        // Each kind is among them.
+        let is_nodes = if n < 3 { n < 2 } else { rand::random_bool(0.6) };
+        let mut victim = if is_nodes { None } else { backend(&dev).await };
+        if n == 2 && victim.is_none() {
+            victim =
+                eventually("a backend", Duration::from_secs(30), || backend(&dev), Option::is_some).await;
+        }
         // Gone by itself meanwhile, it is nobody's.
         if victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok()) {
             of_postgres += 1;
-        } else if rand::random_bool(0.5) {
+        } else if n == 0 || (n > 1 && rand::random_bool(0.5)) {
             router.kill().await;
             router.start().await;
             of_router += 1;
@@ -179,6 +184,7 @@ async fn l02_l05_what_is_acknowledged_is_there_once() {
             of_api += 1;
         }
     }
+    assert!(of_router > 0 && of_api > 0, "{of_router} {of_api}");
     stop.store(true, Ordering::Release);
     for writer in writers {
         writer.await.expect("joined");

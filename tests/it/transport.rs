@@ -137,6 +137,23 @@ async fn q10_tls_is_verified_or_there_is_no_connection() {
     }
 }
 
+/// A server that lets us in and then says nothing is waited for, and not for ever; nothing is entered.
+#[tokio::test(flavor = "multi_thread")]
+async fn q10_a_server_that_lets_in_and_says_nothing() {
+    let dev = Dev::start().await;
+    let before = dev.value("gmah_master", "select host from database_servers").await;
+    // Logins are read from there, and roles made.
+    let lock = dev.superuser("postgres").await;
+    lock.batch_execute("begin; lock table pg_authid in share mode").await.expect("locked");
+    let added = add(&dev, "localhost", &[]).await;
+    let said = String::from_utf8_lossy(&added.stderr).into_owned();
+    assert_eq!(added.status.code(), Some(1), "{said}");
+    assert!(said.contains("server local: no answer in time"), "{said}");
+    lock.batch_execute("rollback").await.expect("unlocked");
+    assert_eq!(dev.value("gmah_master", "select host from database_servers").await, before);
+    assert!(add(&dev, "127.0.0.1", &[]).await.status.success());
+}
+
 /// A standby of the demo's cluster, run by the same user.
 pub(crate) async fn standby(dev: &Dev) -> (Child, u16) {
     let data = dev.value("postgres", "show data_directory").await;

@@ -62,6 +62,9 @@ impl Examination {
     }
 }
 
+/// Advice that only a person can follow.
+const NOTHING: Option<std::future::Ready<Result<(), ControlError>>> = None;
+
 /// Databases that are looked at at once, on each server.
 const AT_ONCE: usize = 4;
 
@@ -159,7 +162,7 @@ impl Control {
     pub async fn examine(&mut self, fix: bool) -> Result<Examination, ControlError> {
         let mut findings = Findings::new(fix);
         self.examine_operations(&mut findings).await?;
-        durability::examine(&self.master, "master", true, &mut findings).await?;
+        durability::examine_master(&self.master, &mut findings).await?;
         let declared = self.declared().await?;
         let servers = self.servers().await?;
         let mut references = References::default();
@@ -173,7 +176,7 @@ impl Control {
                     continue;
                 }
             };
-            durability::examine(&admin, &server.name, false, &mut findings).await?;
+            durability::examine(&admin, &server.name, &here, &mut findings).await?;
             self.examine_server(&admin, &access, &here, &declared, &mut findings).await?;
             self.examine_databases(&admin, &access, &here, &mut references, &mut findings).await?;
         }

@@ -131,7 +131,7 @@ impl Control {
                 if is_elsewhere {
                     self.is_no_other(&new.name, &client).await?;
                 }
-                prepare(&new, &client).await?;
+                within(&new.name, prepare(&new, &client)).await?;
             }
         }
         let sealed = new
@@ -204,7 +204,8 @@ impl Control {
         // Two that were made of one copy have the first in common.
         let asked = "select (select system_identifier from pg_control_system()), pg_postmaster_start_time()";
         let which = |row: &Row| (row.get::<_, i64>(0), row.get::<_, OffsetDateTime>(1));
-        let ours = which(&client.query_one(asked, &[]).await.during(what)?);
+        let ours = async { client.query_one(asked, &[]).await.during(what) };
+        let ours = which(&within(name, ours).await?);
         let others = self
             .master
             .query(
@@ -218,8 +219,8 @@ impl Control {
                 let server = self.access(other.get("id")).await?.connect("postgres").await?;
                 server.query_one(asked, &[]).await.during(what)
             };
-            let theirs = tokio::time::timeout(QUESTION, theirs).await;
-            (other.get::<_, &str>("name"), theirs.unwrap_or_else(|_| Err(ControlError::Silent(what.into()))))
+            let name = other.get::<_, &str>("name");
+            (name, within(name, theirs).await)
         });
         // Those that are away take as long as the way to one may.
         let mut answers = stream::iter(asks).buffer_unordered(ASKED_AT_ONCE);
@@ -244,12 +245,10 @@ impl Control {
         let what = "asking the server what it is a copy of";
         let asked = "select pg_is_in_recovery(), (select system_identifier from pg_control_system())";
         let of = self.access(original).await?;
-        let both = async {
-            let theirs = of.connect("postgres").await?.query_one(asked, &[]).await.during(what)?;
-            Ok::<_, ControlError>((client.query_one(asked, &[]).await.during(what)?, theirs))
-        };
-        let silent = |_| ControlError::Silent(what.into());
-        let (ours, theirs) = tokio::time::timeout(QUESTION, both).await.map_err(silent)??;
+        let theirs = async { of.connect("postgres").await?.query_one(asked, &[]).await.during(what) };
+        let theirs = within(&of.name, theirs).await?;
+        let ours = async { client.query_one(asked, &[]).await.during(what) };
+        let ours = within(name, ours).await?;
         if !ours.get::<_, bool>(0) || ours.get::<_, i64>(1) != theirs.get::<_, i64>(1) {
             return Err(ControlError::Refused(format!("{name} is no standby of {}", of.name)));
         }
@@ -392,6 +391,15 @@ impl Control {
     pub(crate) async fn access(&self, id: Uuid) -> Result<Access, ControlError> {
         access(&self.master, &self.settings.master_key, id).await
     }
+}
+
+/// What a server answers to a question, or that it is silent.
+async fn within<T>(
+    server: &str,
+    answer: impl Future<Output = Result<T, ControlError>>,
+) -> Result<T, ControlError> {
+    let silent = |_| ControlError::Silent(format!("server {server}"));
+    tokio::time::timeout(QUESTION, answer).await.map_err(silent)?
 }
 
 /// Refuses a server on which the role may not make databases, and makes what all organisations' roles have in common.

@@ -7,8 +7,8 @@
 //! * Unknown names live in a cache of their own, so that a flood of them evicts nobody; a notice ends all of them.
 //! * With the master away, entries are served until `max_stale` after they were last confirmed, unless a notice
 //!   had ended them: what is known to have changed is never guessed.
-//! * A master that is older than what was seen of it is not believed where it says otherwise: its revisions come of
-//!   one sequence, and whatever takes a name away raises it.
+//! * A master that is older than what was read of it is not believed for `max_stale`: its newest revision is never less
+//!   than that of a row that was read. What is held is served as it was known, and asked for again after a TTL.
 
 mod entries;
 mod flight;
@@ -19,7 +19,7 @@ use std::hash::Hash;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
@@ -46,7 +46,7 @@ pub trait Record: Send + Sync + 'static {
 /// Reads one key from the master. `None` says that there is no such thing.
 pub type Loader<K, V> = Box<dyn Fn(&K) -> BoxFuture<'static, Result<Option<V>, StoreError>> + Send + Sync>;
 
-/// Reads the newest revision that the master has given to anything.
+/// Reads the master's newest revision of all.
 pub type Newest = Box<dyn Fn() -> BoxFuture<'static, Result<i64, StoreError>> + Send + Sync>;
 
 /// Something that hears of changes.
@@ -91,7 +91,10 @@ struct Entry<V> {
     /// When the master last said so.
     confirmed: Instant,
     /// Of which resync.
-    epoch: u64,
+    epoch: AtomicU64,
+    /// Until when it is served without asking, because what the master says is older: in milliseconds after the cache's
+    /// start.
+    doubted_until: AtomicU64,
 }
 
 /// Counters of one cache. `cache` is the label.
@@ -160,6 +163,8 @@ impl<K, V> Clone for Cache<K, V> {
 
 struct Inner<K, V> {
     settings: CatalogSettings,
+    /// With the master away: `max_stale`, or longer.
+    served: Duration,
     load: Loader<K, V>,
     newest: Newest,
     positive: moka::sync::Cache<K, Arc<Entry<V>>>,
@@ -188,9 +193,24 @@ where
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(settings: CatalogSettings, load: Loader<K, V>, newest: Newest, metrics: CacheMetrics) -> Self {
+        let served = *settings.max_stale;
+        Self::serving_for(served, settings, load, newest, metrics)
+    }
+
+    /// The same, of what is served for so long with the master away.
+    ///
+    /// # Panics
+    /// As [`Cache::new`].
+    pub fn serving_for(
+        served: Duration,
+        settings: CatalogSettings,
+        load: Loader<K, V>,
+        newest: Newest,
+        metrics: CacheMetrics,
+    ) -> Self {
         let positive = moka::sync::Cache::builder()
             .max_capacity(settings.max_entries.get() as u64)
-            .time_to_live(*settings.max_stale)
+            .time_to_live(served)
             .build();
         metrics.entries.are_of(positive.clone());
         let negative = moka::sync::Cache::builder()
@@ -200,6 +220,7 @@ where
         Self(Arc::new(Inner {
             flights: Flights::new(settings.max_loads.get()),
             settings,
+            served,
             load,
             newest,
             positive,
@@ -295,7 +316,9 @@ where
                 inner.metrics.load_errors.inc();
                 if let StoreError::Regressed { .. } = error {
                     inner.metrics.regressed.inc();
-                    tracing::error!(error = %error, "catalog: not believed");
+                    if inner.doubt(&key, epoch) {
+                        tracing::error!(error = %error, "catalog: not believed");
+                    }
                 } else {
                     tracing::warn!(error = %chain(&error), "catalog: the master gave no answer");
                 }
@@ -315,13 +338,32 @@ where
     V: Record,
 {
     fn is_current(&self, entry: &Entry<V>) -> bool {
-        entry.current.load(Ordering::Acquire) && entry.epoch == self.resync_epoch.load(Ordering::Acquire)
+        entry.current.load(Ordering::Acquire)
+            && entry.epoch.load(Ordering::Acquire) == self.resync_epoch.load(Ordering::Acquire)
     }
 
     /// What is held and may be used without asking.
     fn fresh(&self, key: &K) -> Option<Arc<Entry<V>>> {
         let entry = self.positive.get(key)?;
-        (self.is_current(&entry) && entry.confirmed.elapsed() < *self.settings.ttl).then_some(entry)
+        let is_fresh = entry.confirmed.elapsed() < *self.settings.ttl
+            || self.now_ms() < entry.doubted_until.load(Ordering::Acquire);
+        (self.is_current(&entry) && is_fresh).then_some(entry)
+    }
+
+    /// Whether what is held counts more than what an older master says: for as long as organisations are served without
+    /// any.
+    fn outweighs(&self, held: &Entry<V>) -> bool {
+        held.confirmed.elapsed() < *self.settings.max_stale
+    }
+
+    /// What the master said is older than what is held, which is served for another TTL. Answers whether that is news.
+    fn doubt(&self, key: &K, epoch: u64) -> bool {
+        let Some(held) = self.positive.get(key) else { return false };
+        let left = self.settings.max_stale.saturating_sub(held.confirmed.elapsed());
+        let left = u64::try_from(left.min(*self.settings.ttl).as_millis()).unwrap_or(u64::MAX);
+        let now = self.now_ms();
+        held.epoch.fetch_max(epoch, Ordering::AcqRel);
+        held.doubted_until.swap(now.saturating_add(left), Ordering::AcqRel) <= now
     }
 
     /// Whether there is known to be nothing.
@@ -345,6 +387,7 @@ where
     async fn ask(&self, key: &K) -> Result<Option<V>, StoreError> {
         let answer = (self.load)(key).await?;
         if let Some(held) = self.positive.get(key)
+            && self.outweighs(&held)
             && answer.as_ref().is_none_or(|value| value.id() != held.value.id())
         {
             let (found, known) = ((self.newest)().await?, held.value.revision());
@@ -367,6 +410,7 @@ where
         if !overtaken
             && let Some(held) = self.positive.get(key)
             && held.value.id() == id
+            && self.outweighs(&held)
             && held.value.revision() > value.revision()
         {
             let (found, known) = (value.revision(), held.value.revision());
@@ -386,7 +430,13 @@ where
             }
             flags.entry(id).or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
         };
-        let entry = Arc::new(Entry { value, current, confirmed: Instant::now(), epoch });
+        let entry = Arc::new(Entry {
+            value,
+            current,
+            confirmed: Instant::now(),
+            epoch: AtomicU64::new(epoch),
+            doubted_until: AtomicU64::new(0),
+        });
         if overtaken {
             self.metrics.not_kept.inc();
         } else {
@@ -399,8 +449,7 @@ where
     fn without_master(&self, key: &K) -> Lookup<V> {
         match self.positive.get(key) {
             Some(entry)
-                if entry.current.load(Ordering::Acquire)
-                    && entry.confirmed.elapsed() < *self.settings.max_stale =>
+                if entry.current.load(Ordering::Acquire) && entry.confirmed.elapsed() < self.served =>
             {
                 self.metrics.stale.inc();
                 Lookup::Found(Hit(entry))

@@ -3,38 +3,64 @@
 
 use tokio_postgres::Client;
 
-use super::Findings;
+use super::{Declared, Findings};
 use crate::control::{ControlError, During as _};
 
-/// Looks at a server's settings, and at those of all its databases and roles; of the master's server, at what counts for
-/// the master.
+/// Looks at a server's settings, and at those of the organisations' databases and roles there.
 pub(super) async fn examine(
     admin: &Client,
-    subject: &str,
-    is_master: bool,
+    server: &str,
+    here: &[&Declared],
     findings: &mut Findings,
 ) -> Result<(), ControlError> {
-    for row in admin.query(SETTINGS, &[&is_master]).await.during("reading the server's settings")? {
-        let (setting, whose): (String, String) = (row.get(0), row.get(1));
-        let loss = if setting == "synchronous_commit" {
-            "what was acknowledged in the moments before a crash is lost"
-        } else {
-            "a crash of its machine may leave nothing that can be read"
-        };
-        findings.found("server_not_durable", subject, format!("{setting} is off{whose}: {loss}"));
+    let databases: Vec<&str> = here.iter().map(|d| d.database.as_str()).collect();
+    let roles: Vec<&str> = here.iter().map(|d| d.role.as_str()).collect();
+    let off = admin.query(SETTINGS, &[&databases, &roles]).await;
+    for row in off.during("reading the server's settings")? {
+        note(server, row.get(0), row.get(1), findings).await;
     }
     Ok(())
 }
 
-/// Of the server as a whole, then of single databases and roles; the fewest words first.
+/// Looks at what counts for the master.
+pub(super) async fn examine_master(master: &Client, findings: &mut Findings) -> Result<(), ControlError> {
+    for row in master.query(MASTERS, &[]).await.during("reading the master's settings")? {
+        note("master", row.get(0), "", findings).await;
+    }
+    Ok(())
+}
+
+async fn note(server: &str, setting: &str, whose: &str, findings: &mut Findings) {
+    let kind = "server_not_durable";
+    let said = |loss: &str| format!("{setting} is off{whose}: {loss}");
+    match setting {
+        // Some file systems need it not (PostgreSQL, chapter 28.1).
+        "full_page_writes" => {
+            let loss =
+                "unless its file system writes no page by halves, a crash may leave some that cannot be read";
+            findings.advise(kind, server, said(loss), super::NOTHING).await;
+        }
+        "fsync" => {
+            findings.found(kind, server, said("a crash of its machine may leave nothing that can be read"))
+        }
+        _ => {
+            findings.found(kind, server, said("what was acknowledged in the moments before a crash is lost"))
+        }
+    }
+}
+
+/// Of the server as a whole, where nothing of this session's own hides it; then of single databases and roles.
 const SETTINGS: &str = "
-    select name, '' from pg_settings
+    select name, '' as whose from pg_settings
     where name in ('fsync', 'full_page_writes', 'synchronous_commit') and reset_val = 'off'
+        and source not in ('database', 'user', 'database user', 'client', 'session')
     union
     select split_part(c, '=', 1), coalesce(' for database ' || d.datname, '') || coalesce(' for role ' || r.rolname, '')
     from pg_db_role_setting s cross join unnest(s.setconfig) as c
     left join pg_database d on d.oid = s.setdatabase left join pg_roles r on r.oid = s.setrole
     where lower(c) in ('synchronous_commit=off', 'synchronous_commit=false', 'synchronous_commit=no', 'synchronous_commit=0')
-        and (not $1 or (coalesce(d.datname, current_database()) = current_database()
-                        and coalesce(r.rolname, current_user) = current_user))
-    order by 2, 1 limit 100";
+        and (d.datname = any($1) or r.rolname = any($2))
+    order by 2, 1 limit 1000";
+
+const MASTERS: &str = "select name from pg_settings
+    where name in ('fsync', 'full_page_writes', 'synchronous_commit') and reset_val = 'off' order by 1";

@@ -3,7 +3,7 @@
 use gmah_shared::pg::quote_identifier;
 use tokio_postgres::Client;
 
-use super::Findings;
+use super::{Findings, NOTHING};
 use crate::control::{ControlError, During as _};
 
 /// Rows that are gone and still take room, before it is worth a word: so many, and a fifth of those that are there.
@@ -39,9 +39,6 @@ pub(super) async fn examine(db: &Client, slug: &str, findings: &mut Findings) ->
     }
     Ok(())
 }
-
-/// Advice that only a person can follow.
-const NOTHING: Option<std::future::Ready<Result<(), ControlError>>> = None;
 
 const DEAD_ROWS: &str = "select relname::text, n_dead_tup, n_live_tup from pg_stat_user_tables
     where schemaname = 'public' and n_dead_tup > $1 and n_dead_tup > n_live_tup / 5 order by n_dead_tup desc limit 100";

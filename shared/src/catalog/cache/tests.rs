@@ -29,7 +29,7 @@ struct Master {
     rows: Mutex<HashMap<String, Row>>,
     away: AtomicBool,
     queries: AtomicUsize,
-    /// Of its sequence.
+    /// Of its revisions.
     newest: AtomicI64,
     /// When set, an answer is read first and handed out only with a permit.
     gate: Mutex<Option<Arc<Semaphore>>>,
@@ -38,6 +38,10 @@ struct Master {
 }
 
 fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> {
+    cache_for(master, *settings.max_stale, settings)
+}
+
+fn cache_for(master: &Arc<Master>, served: Duration, settings: CatalogSettings) -> Cache<String, Row> {
     let m = master.clone();
     let load: Loader<String, Row> = Box::new(move |key: &String| {
         let (m, key) = (m.clone(), key.clone());
@@ -61,7 +65,7 @@ fn cache(master: &Arc<Master>, settings: CatalogSettings) -> Cache<String, Row> 
         Box::pin(async move { Ok(newest) })
     });
     let metrics = CacheMetrics::register(&registry, "test").expect("metrics");
-    let cache = Cache::new(settings, load, newest, metrics);
+    let cache = Cache::serving_for(served, settings, load, newest, metrics);
     *master.registry.lock().expect("lock") = registry;
     cache
 }
@@ -247,15 +251,18 @@ async fn q12_an_older_master_takes_no_name_away() {
         let (mine, other) = (row(10, "mine"), row(4, "other"));
         put(&master, "paris", &mine);
         put(&master, "www.paris.example", &Row { text: "mine at www", ..mine.clone() });
-        let cache = cache(&master, quick());
+        let settings =
+            CatalogSettings { max_stale: HumanDuration::from_millis(5000), ..CatalogSettings::default() };
+        let cache = cache(&master, settings);
         let (paris, www, nobody) = ("paris".to_owned(), "www.paris.example".to_owned(), "nobody".to_owned());
         for (key, answer) in [(&paris, "mine"), (&www, "mine at www"), (&nobody, "unknown")] {
             assert_eq!(text(&cache.get(key).await), answer);
         }
         master.rows.lock().expect("lock").remove(&paris);
-        // Of a living master: its sequence has gone on, also where somebody else's row is older than the one held.
+        // A living master has gone on, also where somebody else's row is older than the one held.
         put(&master, "www.paris.example", &other);
         master.newest.store(if lives { 11 } else { 4 }, Ordering::SeqCst);
+        master.queries.store(0, Ordering::SeqCst);
         cache.invalidate_all();
         let expected = if lives { ["unknown", "other"] } else { ["mine", "mine at www"] };
         for (key, answer) in [(&paris, expected[0]), (&www, expected[1]), (&nobody, "unknown")] {
@@ -265,13 +272,48 @@ async fn q12_an_older_master_takes_no_name_away() {
         }
         let said = crate::telemetry::encode(&master.registry.lock().expect("lock")).expect("text");
         assert_eq!(said.contains("gmah_catalog_regressions_total{cache=\"test\"} 0"), lives, "{said}");
+        assert_eq!(master.queries.load(Ordering::SeqCst), 3, "each asked for once");
         // For as long as what is known may be served at all; then there is nothing to hold against it.
         if !lives {
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            tokio::time::sleep(Duration::from_millis(5100)).await;
             assert_eq!(text(&cache.get(&paris).await), "unknown");
             assert_eq!(text(&cache.get(&www).await), "other");
         }
     }
+}
+
+/// Doubt lasts for `max_stale`, however long things are served while the master is away; and ends with a master that has come
+/// further, as soon as it is heard of.
+#[tokio::test]
+async fn q12_doubt_ends() {
+    let master = Arc::new(Master::default());
+    let mine = row(10, "mine");
+    put(&master, "paris", &mine);
+    let served = Duration::from_secs(3600);
+    let cache = cache_for(&master, served, quick());
+    let paris = "paris".to_owned();
+    let older = Row { revision: 4, text: "older", ..mine.clone() };
+    let began = Instant::now();
+    cache.get(&paris).await;
+    put(&master, "paris", &older);
+    master.newest.store(4, Ordering::SeqCst);
+    cache.invalidate_all();
+    let seen = text(&cache.get(&paris).await);
+    assert!(seen == "mine" || began.elapsed() > Duration::from_millis(500), "{seen}");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(text(&cache.get(&paris).await), "older", "although it may be served for an hour");
+
+    put(&master, "paris", &Row { revision: 11, text: "newer", ..mine.clone() });
+    cache.invalidate(mine.id);
+    let began = Instant::now();
+    assert_eq!(text(&cache.get(&paris).await), "newer");
+    put(&master, "paris", &older);
+    cache.invalidate_all();
+    let seen = text(&cache.get(&paris).await);
+    assert!(seen == "newer" || began.elapsed() > Duration::from_millis(500), "{seen}");
+    put(&master, "paris", &Row { revision: 12, text: "as it should be", ..mine });
+    cache.invalidate_all();
+    assert_eq!(text(&cache.get(&paris).await), "as it should be");
 }
 
 #[tokio::test]
