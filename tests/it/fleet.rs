@@ -154,7 +154,9 @@ async fn a_schema_that_is_not_served_is_refused_by_itself() {
         for _ in 0..20 {
             assert_eq!(dev.get_as("lyon", "/api/v1/members?limit=1", &lyon).await.status, 200, "{what}");
         }
-        assert_eq!(asked().await.json()["code"], "schema_unsupported", "{what}: also while nobody tries");
+        // Also while nobody tries; one who does may find the server busy, and says that.
+        let code = || async { asked().await.code() };
+        eventually(what, Duration::from_secs(10), code, |c| c == "schema_unsupported").await;
         dev.execute("gmah_org_paris", back).await;
         eventually(what, Duration::from_secs(10), asked, |a| a.status == 200).await;
     }
