@@ -3,6 +3,7 @@
 
 mod addresses;
 mod proxy_protocol;
+mod stream;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,23 +11,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gmah_shared::tasks;
-use pingora_core::listeners::tls::Acceptor;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
-use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::{ALPN, GetProxyDigest as _, GetSocketDigest as _, SocketDigest, Ssl as _};
-use pingora_http::ResponseHeader;
-use rustls::server::Acceptor as HelloReader;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::challenges::ACME_TLS;
-use crate::certs::{Certificates, Choice, Served};
+use crate::certs::{Certificates, Choice};
 use crate::config::Limits;
 use crate::connection::{self, Http};
 use crate::ctx::ConnectionInfo;
 use crate::live;
 use crate::metrics::{Handshake, Metrics, Refused};
+
+use stream::{ClientStream, Digests, Socket};
 
 pub use addresses::{Addresses, Counted, Counts, Place, Requests};
 
@@ -150,7 +150,6 @@ async fn behind_proxy(
 }
 
 async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, limits: &Limits, http: Arc<H>) {
-    let client = socket.client;
     // The framework writes heads without a deadline: the kernel ends a connection whose other side takes nothing.
     let patience = Some(*limits.write_timeout);
     if socket.stream.set_nodelay(true).is_err()
@@ -161,149 +160,87 @@ async fn serve<H: Http>(socket: Accepted, kind: Kind, gate: &Gate, limits: &Limi
     // However it ends, what watches over it ends with it.
     let end = CancellationToken::new();
     let _over = end.clone().drop_guard();
+    let Accepted { stream, client, requests, read } = socket;
+    let socket = Socket::new(stream, read);
+    let fd = socket.fd();
+    let digests = |certificate_names| {
+        let info =
+            ConnectionInfo { client: client.ip().into(), requests, certificate_names, end: end.clone() };
+        Digests::new(fd, client, info).ok()
+    };
     // Each part is boxed by itself: in one piece, all of them would be moved several times before the first byte is read.
     match kind {
         Kind::Plain => {
-            let stream = prepared(socket, None, &end);
-            Box::pin(connection::http1(Box::new(stream), client.ip(), limits, &end, http)).await;
+            let Some(digests) = digests(None) else { return };
+            let stream = Box::new(ClientStream::new(socket, digests));
+            Box::pin(connection::http1(stream, client.ip(), limits, &end, http)).await;
         }
         Kind::Tls => {
-            let handshake =
-                tokio::time::timeout(*limits.handshake_timeout, Box::pin(tls(socket, gate, &end)));
-            let stream = match handshake.await {
-                Ok(Ok(Some(stream))) => stream,
+            let handshake = tokio::time::timeout(*limits.handshake_timeout, Box::pin(tls(socket, gate)));
+            let (stream, names) = match handshake.await {
+                Ok(Ok(Some(shaken))) => shaken,
                 Ok(Ok(None)) => return gate.metrics.handshake(Handshake::UnknownName),
                 Ok(Err(HandshakeError::Proof)) => return gate.metrics.handshake(Handshake::Proof),
-                Ok(Err(e)) => {
+                Ok(Err(HandshakeError::Io(e))) => {
                     tracing::debug!(error = %e, "handshake failed");
                     return gate.metrics.handshake(Handshake::Failed);
                 }
                 Err(_) => return gate.metrics.handshake(Handshake::Timeout),
             };
             gate.metrics.handshake(Handshake::Done);
-            if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                Box::pin(connection::http2(Box::new(stream), limits, http)).await;
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
+            let Some(digests) = digests(Some(names)) else { return };
+            let stream = Box::new(ClientStream::new(stream, digests));
+            if is_http2 {
+                Box::pin(connection::http2(stream, limits, http)).await;
             } else {
-                Box::pin(connection::http1(Box::new(stream), client.ip(), limits, &end, http)).await;
+                Box::pin(connection::http1(stream, client.ip(), limits, &end, http)).await;
             }
         }
     }
 }
 
-type TlsStream = pingora_core::protocols::tls::TlsStream<L4Stream>;
-
-/// Reads the ClientHello, picks the certificate, shakes hands. Nothing where no certificate is ours to give.
+/// Reads the ClientHello, picks the certificate, shakes hands; answers with the names of the certificate. Nothing where
+/// none is ours to give.
 async fn tls(
-    mut socket: Accepted,
+    socket: Socket,
     gate: &Gate,
-    end: &CancellationToken,
-) -> Result<Option<TlsStream>, HandshakeError> {
-    let hello = read_hello(&mut socket).await?;
-    let served = match gate.certificates.choose(hello.sni.as_deref(), hello.is_proof).await {
-        Choice::Serve(served) => served,
+) -> Result<Option<(TlsStream<Socket>, Arc<[String]>)>, HandshakeError> {
+    let mut hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    let said = hello.client_hello();
+    let sni = said.server_name().map(str::to_owned);
+    // The certificate authority comes for a proof: it offers that protocol and no other.
+    let is_proof = said.alpn().is_some_and(|mut p| p.next() == Some(ACME_TLS) && p.next().is_none());
+    match gate.certificates.choose(sni.as_deref(), is_proof).await {
+        Choice::Serve(served) => {
+            Ok(Some((hello.into_stream(served.config.clone()).await?, served.names.clone())))
+        }
         Choice::Prove(config) => {
             // The handshake is the proof; there is never HTTP after it (RFC 8737, section 3).
-            let acceptor = Acceptor::from_server_config(config);
-            let stream = prepared(socket, None, end);
-            let shaken = acceptor.tls_handshake(stream).await.map_err(|e| HandshakeError::Tls(e.to_string()));
-            let _ = shaken?.shutdown().await;
-            return Err(HandshakeError::Proof);
+            let _ = hello.into_stream(config).await?.shutdown().await;
+            Err(HandshakeError::Proof)
         }
         Choice::Refuse => {
             // rustls would say access_denied; the client is owed unrecognized_name (RFC 6066, section 3).
-            socket.stream.write_all(&UNRECOGNIZED_NAME).await?;
-            socket.stream.shutdown().await?;
-            return Ok(None);
+            hello.io.write_all(&UNRECOGNIZED_NAME).await?;
+            hello.io.shutdown().await?;
+            Ok(None)
         }
-    };
-    let stream = prepared(socket, Some(&served), end);
-    let acceptor = Acceptor::from_server_config(served.config.clone());
-    acceptor.tls_handshake(stream).await.map(Some).map_err(|e| HandshakeError::Tls(e.to_string()))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
+    /// Of the socket, or of what was said on it.
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("ClientHello: {0}")]
-    Hello(#[from] rustls::Error),
-    #[error("{0}")]
-    Tls(String),
     #[error("the certificate authority was shown a proof")]
     Proof,
-}
-
-/// What a ClientHello says.
-struct Hello {
-    sni: Option<String>,
-    /// The certificate authority comes for a proof: it offers that protocol and no other.
-    is_proof: bool,
 }
 
 /// Connections that are still taken after the stop: as many as the kernel may have held.
 const LATE: usize = 4096;
 /// Fatal alert 112 in a TLS 1.2 record, which every version reads.
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
-/// A ClientHello is at most this long: one handshake message of four records.
-const MAX_HELLO: usize = 64 * 1024;
-
-/// Reads the ClientHello for its SNI; its bytes stay, to be read again by the handshake.
-async fn read_hello(socket: &mut Accepted) -> Result<Hello, HandshakeError> {
-    let mut reader = HelloReader::default();
-    let bytes = &mut socket.read;
-    bytes.reserve(2048);
-    let mut used = 0;
-    loop {
-        // What came with a PROXY header is looked at first.
-        if used == bytes.len() && socket.stream.read_buf(bytes).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        if bytes.len() > MAX_HELLO {
-            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
-        }
-        let mut fresh = &bytes[used..];
-        while !fresh.is_empty() {
-            reader.read_tls(&mut fresh)?;
-        }
-        used = bytes.len();
-        match reader.accept() {
-            Ok(Some(accepted)) => {
-                let hello = accepted.client_hello();
-                let sni = hello.server_name().map(str::to_owned);
-                let is_proof =
-                    hello.alpn().is_some_and(|mut p| p.next() == Some(ACME_TLS) && p.next().is_none());
-                return Ok(Hello { sni, is_proof });
-            }
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut out = Vec::new();
-                alert.write_all(&mut out)?;
-                socket.stream.write_all(&out).await?;
-                return Err(error.into());
-            }
-        }
-    }
-}
-
-/// A stream as the framework wants it: with the client's address, what we know of the connection, and the bytes that
-/// were read already.
-fn prepared(socket: Accepted, served: Option<&Served>, end: &CancellationToken) -> L4Stream {
-    use std::os::fd::AsRawFd as _;
-    let Accepted { stream, client, requests, read } = socket;
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    // Known here, so the framework need not ask the kernel.
-    let _ = digest.peer_addr.set(Some(client.into()));
-    let mut stream = L4Stream::from(stream);
-    stream.set_socket_digest(digest);
-    let info = ConnectionInfo {
-        client: client.ip().into(),
-        requests,
-        certificate_names: served.map(|s| s.names.clone()),
-        end: end.clone(),
-    };
-    if let Ok(head) = ResponseHeader::build(200, Some(0)) {
-        stream.set_proxy_digest(ProxyDigest::new(Box::new(head), Some(Box::new(info))));
-    }
-    stream.rewind(&read);
-    stream
-}
+/// ALPN (RFC 9113, section 3.2).
+const HTTP_2: &[u8] = b"h2";
