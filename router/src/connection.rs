@@ -8,6 +8,7 @@
 //! so many of them end the connection.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use pingora_core::protocols::{Digest, Stream};
 use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -68,8 +70,12 @@ pub async fn http1<H: Http>(
     http: Arc<H>,
 ) {
     let mut settings = None;
+    // Made once for the connection: each of these costs more to begin than to look at.
+    let (stop, ended) = (stopped(http.stop()), end.cancelled());
+    let idle = tokio::time::sleep(*limits.idle_timeout);
+    tokio::pin!(stop, ended, idle);
     loop {
-        let head = match next_head(&mut stream, limits, http.stop()).await {
+        let head = match next_head(&mut stream, limits, idle.as_mut(), stop.as_mut()).await {
             Awaited::Head(head) => head,
             Awaited::Refused(rejection) => {
                 http.refused(rejection);
@@ -93,7 +99,7 @@ pub async fn http1<H: Http>(
             biased;
             reused = http.app().process_new_http(session, http.shutdown()) => reused,
             // Losing the request closes both its connections, in the middle of whatever was said.
-            () = end.cancelled() => return,
+            () = &mut ended => return,
         };
         match reused {
             Some(reused) => (stream, settings) = reused.consume(),
@@ -102,23 +108,40 @@ pub async fn http1<H: Http>(
     }
 }
 
-async fn next_head(stream: &mut Stream, limits: &Limits, stop: &CancellationToken) -> Awaited {
+/// When a connection that waits for a request is told to go.
+async fn stopped(stop: &CancellationToken) {
+    stop.cancelled().await;
+    // A request may be on the way: closed now, its client could not know whether it ran. It is served, and its response
+    // says that it is the last.
+    tokio::time::sleep(STOP_GRACE).await;
+}
+
+async fn next_head(
+    stream: &mut Stream,
+    limits: &Limits,
+    mut idle: Pin<&mut Sleep>,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) -> Awaited {
     let mut buf = BytesMut::with_capacity(FIRST_READ);
-    let stopped = async {
-        stop.cancelled().await;
-        // A request may be on the way: closed now, its client could not know whether it ran. It is served, and its response
-        // says that it is the last.
-        tokio::time::sleep(STOP_GRACE).await;
-    };
-    tokio::select! {
-        // A request that is there already is served.
-        biased;
-        read = pingora_timeout::timeout(*limits.idle_timeout, stream.read_buf(&mut buf)) => match read {
-            Ok(Ok(n)) if n > 0 => {}
-            _ => return Awaited::Over,
-        },
-        // Losing the other arm loses nothing: no byte of a request has been read.
-        () = stopped => return Awaited::Over,
+    let until = Instant::now() + *limits.idle_timeout;
+    loop {
+        tokio::select! {
+            // A request that is there already is served.
+            biased;
+            read = stream.read_buf(&mut buf) => match read {
+                Ok(n) if n > 0 => break,
+                _ => return Awaited::Over,
+            },
+            // Losing the other arms loses nothing: no byte of a request has been read.
+            () = idle.as_mut() => {
+                // Of an earlier wait: it is put off when it comes, and not by every request.
+                if Instant::now() >= until {
+                    return Awaited::Over;
+                }
+                idle.as_mut().reset(until);
+            }
+            () = stopped.as_mut() => return Awaited::Over,
+        }
     }
     let mut scanned = 0;
     let complete = async {

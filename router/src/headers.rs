@@ -94,11 +94,11 @@ pub fn to_backend(request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
 }
 
 fn fields_to_backend(headers: &mut HeaderMap, ctx: &RequestCtx) -> Result<()> {
-    remove(headers, is_ours);
+    let [has_cookie] = one_pass(headers, [header::COOKIE], |name| is_ours(name.as_str()));
     headers.reserve(OURS);
-    if ctx.is_neutral {
+    if has_cookie && ctx.is_neutral {
         headers.remove(header::COOKIE);
-    } else {
+    } else if has_cookie {
         join_cookies(headers)?;
         take_bypass(headers)?;
     }
@@ -204,18 +204,22 @@ pub fn to_client(response: &mut ResponseHeader, ctx: &RequestCtx, promises: &Pro
 }
 
 fn fields_to_client(headers: &mut HeaderMap, ctx: &RequestCtx, promises: &Promises) {
-    for name in nominated(headers) {
-        headers.remove(name);
+    let doomed = |name: &HeaderName| {
+        // Where else this host may be reached is ours to say.
+        *name == header::SERVER
+            || *name == header::ALT_SVC
+            || (is_ours(name.as_str()) && !name.as_str().starts_with("x-forwarded"))
+    };
+    let [has_nominated, has_cookies] = one_pass(headers, [header::CONNECTION, header::SET_COOKIE], doomed);
+    if has_nominated {
+        nominated(headers).into_iter().for_each(|name| drop(headers.remove(name)));
     }
-    remove(headers, |name| is_ours(name) && !name.starts_with("x-forwarded"));
-    if ctx.is_neutral {
+    if has_cookies && ctx.is_neutral {
         headers.remove(header::SET_COOKIE);
-    } else {
+    } else if has_cookies {
         own_cookies(headers, ctx.host.as_ref().map_or("", |h| h.as_str()));
     }
-    headers.remove(header::SERVER);
-    // Where else this host may be reached is ours to say.
-    headers.remove(header::ALT_SVC);
+    headers.reserve(OURS);
     for (name, value) in promises.fields(ctx.is_tls) {
         headers.insert(name, value);
     }
@@ -265,15 +269,27 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// Removes our names from trailers.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
-    remove(trailers, is_ours);
+    let [] = one_pass(trailers, [], |name| is_ours(name.as_str()));
 }
 
 /// Usually there are none, so usually nothing is allocated.
-fn remove(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {
-    let names: Vec<HeaderName> = headers.keys().filter(|n| doomed(n.as_str())).cloned().collect();
-    for name in names {
-        headers.remove(name);
+/// Removes what is doomed, and says which of some others are there: looked for one by one, each would cost as much as all of
+/// them do together.
+fn one_pass<const N: usize>(
+    headers: &mut HeaderMap,
+    wanted: [HeaderName; N],
+    doomed: impl Fn(&HeaderName) -> bool,
+) -> [bool; N] {
+    let (mut has, mut names) = ([false; N], Vec::new());
+    for name in headers.keys() {
+        if let Some(at) = wanted.iter().position(|w| w == name) {
+            has[at] = true;
+        } else if doomed(name) {
+            names.push(name.clone());
+        }
     }
+    names.into_iter().for_each(|name| drop(headers.remove(name)));
+    has
 }
 
 #[cfg(test)]

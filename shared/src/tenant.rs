@@ -82,16 +82,24 @@ impl TenantSlug {
     /// [`TenantSlugError`]: nothing is repaired, an upper-case letter is an error.
     pub fn parse(raw: &str) -> Result<Self, TenantSlugError> {
         let bytes = raw.as_bytes();
-        let well_formed = (3..=50).contains(&bytes.len())
-            && bytes[0].is_ascii_lowercase()
-            && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-            && bytes[bytes.len() - 1] != b'-'
-            && !bytes.windows(2).any(|pair| pair == b"--");
+        let mut before = b'-';
+        // No hyphen at the beginning, none after another.
+        let sound = bytes.iter().all(|b| {
+            let before = std::mem::replace(&mut before, *b);
+            matches!(b, b'a'..=b'z' | b'0'..=b'9') || (*b == b'-' && before != b'-')
+        });
+        let well_formed =
+            sound && (3..=50).contains(&bytes.len()) && bytes[0].is_ascii_lowercase() && before != b'-';
         // Reserved names are named as such in any case, also those too short or too odd to be slugs at all.
-        if RESERVED_SLUGS.iter().any(|r| r.eq_ignore_ascii_case(raw)) {
-            return Err(TenantSlugError::Reserved);
+        let reserved = match well_formed {
+            true => RESERVED_SLUGS.binary_search(&raw).is_ok(),
+            false => RESERVED_SLUGS.iter().any(|r| r.eq_ignore_ascii_case(raw)),
+        };
+        match (reserved, well_formed) {
+            (true, _) => Err(TenantSlugError::Reserved),
+            (false, true) => Ok(Self(raw.into())),
+            (false, false) => Err(TenantSlugError::Malformed),
         }
-        if well_formed { Ok(Self(raw.into())) } else { Err(TenantSlugError::Malformed) }
     }
 
     /// What stands where an organisation's slug would, in series and logs, for the platform's own host. It is none:

@@ -141,6 +141,14 @@ fn label_and_cover() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
+    /// H-24, H-40: what is plain is what a close look says of it.
+    #[test]
+    fn h40_the_short_way_is_the_long_one(raw in "([a-zA-Z0-9-]{0,66}\\.|[xX][nN]--[a-z]{0,3}\\.|[aA0.-]{1,3}){0,5}[a-zA-Z0-9.-]{0,66}") {
+        if let Some(plain) = plain(&raw) {
+            prop_assert_eq!(Hostname::closely(&raw), Ok(Hostname(plain)));
+        }
+    }
+
     /// H-22, H-40: parsing is idempotent, whatever comes in.
     #[test]
     fn h40_parse_is_idempotent(raw in "\\PC{0,80}") {
