@@ -362,6 +362,38 @@ async fn bodies_stream_both_ways_and_the_whole_has_a_deadline() {
     router.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_of_a_body_whose_length_is_known_are_not_kept_back() {
+    let dev = Dev::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (router, client) = roles::router(&dev, &[address], |_, c| {
+        roles::api_pool(c).health.interval = HumanDuration::from_secs(3600);
+    })
+    .await;
+    let paris = dev.host("paris");
+    let mut front = client.connect(&paris).await;
+    front.write_all(format!("GET /x HTTP/1.1\r\nHost: {paris}\r\n\r\n").as_bytes()).await.expect("sent");
+    front.flush().await.expect("sent");
+    let mut back = loop {
+        let (mut stream, _) = listener.accept().await.expect("accept");
+        if read_until(&mut stream, &mut Vec::new(), b"\r\n\r\n").await {
+            break stream;
+        }
+    };
+    // Each of them is there before the next is sent, the head before any of the body.
+    for (sent, seen) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", "\r\n\r\n"),
+        ("first", "\r\n\r\nfirst"),
+        ("other", "other"),
+    ] {
+        back.write_all(sent.as_bytes()).await.expect("sent");
+        let mut read = if seen.contains("first") { b"\r\n\r\n".to_vec() } else { Vec::new() };
+        assert!(read_until(&mut front, &mut read, seen.as_bytes()).await, "{seen:?} in {read:?}");
+    }
+    router.stop().await;
+}
+
 async fn read_until<S: tokio::io::AsyncRead + Unpin>(stream: &mut S, seen: &mut Vec<u8>, end: &[u8]) -> bool {
     while !seen.ends_with(end) {
         match tokio::time::timeout(Duration::from_secs(5), stream.read_buf(seen)).await {

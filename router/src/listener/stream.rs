@@ -2,7 +2,8 @@
 //!
 //! Writes are gathered until they are flushed. The framework writes a head, then its body, then flushes: passed on as they
 //! come they would be two TLS records, two system calls and two packets; gathered above TLS they are one of each. What is
-//! flushed goes out at once, so nothing that is to be seen is held back, and what is held is at most [`HELD`] bytes.
+//! flushed goes out at once, and so does what is held when the framework listens for more, as it does while it waits for a
+//! backend: nothing that is to be seen is held back, and what is held is at most [`HELD`] bytes.
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
@@ -185,7 +186,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
+        let this = self.get_mut();
+        // Whoever listens has said what there was to say, for now: a head whose body is slow is not kept from the client.
+        if !this.held.is_empty()
+            && let Poll::Ready(released) = this.poll_release(cx)
+        {
+            released?;
+            // What a socket does not take now is taken with what comes next.
+            let _ = Pin::new(&mut this.inner).poll_flush(cx)?;
+        }
+        Pin::new(&mut this.inner).poll_read(cx, buf)
     }
 }
 
@@ -237,6 +247,8 @@ impl<S: AsyncWrite + Unpin> GetSocketDigest for ClientStream<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use tokio::io::AsyncReadExt as _;
 
@@ -277,6 +289,17 @@ mod tests {
         assert!(at_hand(&mut theirs).is_empty());
         stream.write_all(b"more").await.expect("written");
         assert_eq!(at_hand(&mut theirs).len(), HELD + 4, "what does not fit takes along what is held");
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_has_spoken() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let mut stream = of(ours);
+        stream.write_all(b"head").await.expect("written");
+        let mut byte = [0];
+        let listening = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut byte)).await;
+        assert!(listening.is_err());
+        assert_eq!(at_hand(&mut theirs), b"head", "its body may take long");
     }
 
     #[tokio::test]
