@@ -272,9 +272,8 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
     let [] = one_pass(trailers, [], |name| is_ours(name.as_str()));
 }
 
-/// Usually there are none, so usually nothing is allocated.
-/// Removes what is doomed, and says which of some others are there: looked for one by one, each would cost as much as all of
-/// them do together.
+/// Removes what is doomed, of which there usually is nothing, and says which of some others are there: looked for one by one, each
+/// would cost as much as all of them do together.
 fn one_pass<const N: usize>(
     headers: &mut HeaderMap,
     wanted: [HeaderName; N],

@@ -111,12 +111,14 @@ impl Digests {
 pub(super) struct ClientStream<S: AsyncWrite + Unpin> {
     inner: S,
     held: Vec<u8>,
+    /// Something was written since the last flush, and may be held here or by TLS, whose records a full socket does not take.
+    is_unsent: bool,
     digests: Digests,
 }
 
 impl<S: AsyncWrite + Unpin> ClientStream<S> {
     pub(super) fn new(inner: S, digests: Digests) -> Self {
-        Self { inner, held: Vec::new(), digests }
+        Self { inner, held: Vec::new(), is_unsent: false, digests }
     }
 
     /// Everything that is held goes to the stream.
@@ -124,12 +126,27 @@ impl<S: AsyncWrite + Unpin> ClientStream<S> {
         while !self.held.is_empty() {
             match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.held))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                // Not kept for the next answer: most connections are idle.
-                n if n == self.held.len() => self.held = Vec::new(),
-                n => drop(self.held.drain(..n)),
+                n => self.forget(n),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The same, and everything that TLS has goes to the socket.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_release(cx))?;
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        self.is_unsent = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn forget(&mut self, n: usize) {
+        if n == self.held.len() {
+            // Not kept for the next answer: most connections are idle.
+            self.held = Vec::new();
+        } else {
+            drop(self.held.drain(..n));
+        }
     }
 }
 
@@ -144,6 +161,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.is_unsent = true;
         let length: usize = bufs.iter().map(|b| b.len()).sum();
         if this.held.len() + length <= HELD {
             this.held.reserve(HELD - this.held.len());
@@ -158,7 +176,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
         all.extend(bufs.iter().map(|b| IoSlice::new(b)));
         let written = ready!(Pin::new(&mut this.inner).poll_write_vectored(cx, &all))?;
         let of_held = written.min(this.held.len());
-        drop(this.held.drain(..of_held));
+        this.forget(of_held);
         if written > of_held || written == 0 {
             return Poll::Ready(Ok(written - of_held));
         }
@@ -172,9 +190,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_release(cx))?;
-        Pin::new(&mut this.inner).poll_flush(cx)
+        self.get_mut().poll_send(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -187,13 +203,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Whoever listens has said what there was to say, for now: a head whose body is slow is not kept from the client.
-        if !this.held.is_empty()
-            && let Poll::Ready(released) = this.poll_release(cx)
+        // Whoever listens has said what there was to say, for now: a head whose body is slow is not kept from the client. What
+        // the socket does not take yet wakes this task when it does.
+        if this.is_unsent
+            && let Poll::Ready(sent) = this.poll_send(cx)
         {
-            released?;
-            // What a socket does not take now is taken with what comes next.
-            let _ = Pin::new(&mut this.inner).poll_flush(cx)?;
+            sent?;
         }
         Pin::new(&mut this.inner).poll_read(cx, buf)
     }
@@ -203,7 +218,7 @@ impl<S: AsyncWrite + Unpin> Drop for ClientStream<S> {
     fn drop(&mut self) {
         // The framework drops a connection in the middle of an answer: as much of it as there was is seen, without a wait.
         let mut now = Context::from_waker(Waker::noop());
-        let _ = self.poll_release(&mut now).map_ok(|()| Pin::new(&mut self.inner).poll_flush(&mut now));
+        let _ = self.poll_send(&mut now);
     }
 }
 
@@ -253,6 +268,10 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     fn of(inner: tokio::io::DuplexStream) -> ClientStream<tokio::io::DuplexStream> {
+        ClientStream::new(inner, digests())
+    }
+
+    fn digests() -> Digests {
         let client: SocketAddr = ([127, 0, 0, 1], 1).into();
         let info = ConnectionInfo {
             client: client.ip().into(),
@@ -260,7 +279,7 @@ mod tests {
             certificate_names: None,
             end: tokio_util::sync::CancellationToken::new(),
         };
-        ClientStream::new(inner, Digests::new(-1, client, info).expect("digests"))
+        Digests::new(-1, client, info).expect("digests")
     }
 
     /// What can be read now, without waiting.
@@ -300,6 +319,53 @@ mod tests {
         let listening = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut byte)).await;
         assert!(listening.is_err());
         assert_eq!(at_hand(&mut theirs), b"head", "its body may take long");
+    }
+
+    /// Takes everything and lets go of it when it is flushed, as TLS does whose socket is full.
+    #[derive(Debug)]
+    struct Full(tokio::io::DuplexStream, Vec<u8>);
+
+    impl AsyncRead for Full {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.1.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let Self(pipe, kept) = &mut *self;
+            while !kept.is_empty() {
+                let n = ready!(Pin::new(&mut *pipe).poll_write(cx, kept))?;
+                drop(kept.drain(..n));
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_tls_keeps_goes_out_while_somebody_listens() {
+        let (ours, mut theirs) = tokio::io::duplex(16);
+        let mut stream = ClientStream::new(Full(ours, Vec::new()), digests());
+        stream.write_all(&[7; 10 * HELD]).await.expect("written");
+        let mut byte = [0];
+        let mut all = vec![0; 10 * HELD];
+        tokio::select! {
+            _ = stream.read(&mut byte) => panic!("nothing is said to it"),
+            read = tokio::time::timeout(Duration::from_secs(5), theirs.read_exact(&mut all)) => drop(read.expect("in time")),
+        }
     }
 
     #[tokio::test]
