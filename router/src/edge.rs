@@ -108,10 +108,12 @@ impl Edge {
         };
         ctx.lookup = ctx.began.elapsed();
         ctx.host = Some(host.clone());
-        ctx.series = Some(self.resolver.series(&route));
         if !ctx.is_tls {
+            ctx.series = Some(self.resolver.series(&route));
             return Ok(Admitted::Redirect(host));
         }
+        let mut hot = self.resolver.hot(&route, ctx.began);
+        ctx.series = Some(hot.series.clone());
         // From here on a refusal may look like the organisation's own.
         ctx.route = Some(route.clone());
         // A neutral host has no cookies.
@@ -129,23 +131,24 @@ impl Edge {
                 Some(None) => return Err(policy::held_too_long(&route.policy)),
                 counted => counted,
             };
-            route = Box::pin(self.hold(&name, &route, patience, requests, request, ctx)).await?;
+            let _held = hot.limiter.hold(requests).ok_or(policy::held_too_long(&route.policy))?;
+            route = Box::pin(self.hold(&name, &route, patience, request, ctx)).await?;
+            hot = self.resolver.hot(&route, Instant::now());
             ctx.route = Some(route.clone());
         }
-        let limiter = self.resolver.limiter(&route);
-        ctx.max_body = limiter.max_body(live.limits.max_body_bytes.get() as u64);
+        ctx.max_body = hot.limiter.max_body(live.limits.max_body_bytes.get() as u64);
         policy::declared_length(request, ctx.max_body)?;
         if session.is_upgrade_req() && policy::is_read_only(&route.policy, request) {
             return Err(Rejection::ReadOnly.into());
         }
         if let Some(own) = own {
-            let counted = own.enter(Counts::InFlight(route.tenant.id), limiter.per_address());
+            let counted = own.enter(Counts::InFlight(route.tenant.id), hot.limiter.per_address());
             ctx.counted = Some(counted.ok_or(Rejection::TooManyOfAddress)?);
         }
-        ctx.slot = Some(limiter.admit().await?);
+        ctx.slot = Some(hot.limiter.admit().await?);
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         let pool = route.pool(&live.pools, path)?;
-        ctx.token = Some(self.resolver.token(&route, &host, &pool, is_neutral)?);
+        ctx.token = Some(self.resolver.token(&route, &hot, &host, &pool, is_neutral)?);
         ctx.is_upgrade = session.is_upgrade_req();
         // From now on: what was spent on waiting for the end of a maintenance is not the exchange's.
         ctx.deadline = deadline(&pool, Instant::now());
@@ -164,18 +167,16 @@ impl Edge {
         policy::pass(route.tenant.status, route.policy.maintenance.as_deref(), request)
     }
 
-    /// Waits until an organisation is served again, for so long and among so many at most.
+    /// Waits until an organisation is served again, for so long at most.
     pub(crate) async fn hold(
         &self,
         name: &Name,
         route: &Hit<Route>,
         patience: Duration,
-        requests: u32,
         request: &RequestHeader,
         ctx: &RequestCtx,
     ) -> Result<Hit<Route>, Refusal> {
         let too_long = policy::held_too_long(&route.policy);
-        let _held = self.resolver.limiter(route).hold(requests).ok_or(too_long)?;
         let until = Instant::now() + patience;
         while Instant::now() < until {
             tokio::time::sleep(LOOK_AGAIN.min(until.saturating_duration_since(Instant::now()))).await;
@@ -211,7 +212,8 @@ impl Edge {
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         let live = self.live.load_full();
         let pool = route.pool(&live.pools, path)?;
-        ctx.token = Some(self.resolver.token(&route, &host, &pool, ctx.is_neutral)?);
+        let hot = self.resolver.hot(&route, Instant::now());
+        ctx.token = Some(self.resolver.token(&route, &hot, &host, &pool, ctx.is_neutral)?);
         ctx.pool = Some(pool);
         ctx.route = Some(route);
         Ok(())

@@ -64,9 +64,12 @@ struct InFlight {
 pub struct Limiter {
     limits: Limits,
     rate: Option<DefaultDirectRateLimiter>,
-    allowance: Option<Allowance>,
+    /// Boxed: most routers share nothing.
+    allowance: Option<Box<Allowance>>,
     tenant: Arc<Tenant>,
     whole: Arc<Whole>,
+    /// Routes that it is kept with.
+    keepers: AtomicUsize,
 }
 
 /// A request in flight; counted until dropped.
@@ -105,10 +108,13 @@ impl Limiters {
         tenant.is_limited.store(shared.is_some() && limits.concurrent_requests.is_some(), Ordering::Relaxed);
         let limiter = Arc::new(Limiter {
             rate: quota.map(RateLimiter::direct),
-            allowance: shared.zip(quota).map(|(shared, quota)| Allowance::new(shared.clone(), id, quota)),
+            allowance: shared
+                .zip(quota)
+                .map(|(shared, quota)| Box::new(Allowance::new(shared.clone(), id, quota))),
             limits,
             tenant: tenant.clone(),
             whole: self.0.whole.clone(),
+            keepers: AtomicUsize::new(0),
         });
         // Whoever holds the old one goes on counting for the same tenant.
         *current = Arc::downgrade(&limiter);
@@ -216,6 +222,27 @@ impl Limiter {
         share_of_address(all.unwrap_or_else(|| self.whole.max.load(Ordering::Relaxed)))
     }
 
+    /// One more route keeps it.
+    pub fn kept(&self) {
+        self.keepers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One that kept it does no more.
+    pub fn let_go(&self) {
+        self.keepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many routes keep it.
+    pub fn keepers(&self) -> usize {
+        self.keepers.load(Ordering::Relaxed)
+    }
+
+    /// After so long without a request all of its rate is there again.
+    pub fn seconds_to_fill(&self) -> u64 {
+        let Some(rate) = self.limits.requests_per_second else { return 0 };
+        u64::from(self.limits.request_burst.unwrap_or(rate).get().div_ceil(rate.get()))
+    }
+
     fn weight(&self) -> usize {
         self.limits.weight.max(1) as usize
     }
@@ -228,7 +255,7 @@ impl Limiter {
 
     /// The largest request body, where the edge itself allows `edge`.
     pub fn max_body(&self, edge: u64) -> u64 {
-        self.limits.max_body_bytes.map_or(edge, |own| own.min(edge))
+        self.limits.max_body_bytes.map_or(edge, |own| own.get().min(edge))
     }
 }
 

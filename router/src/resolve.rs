@@ -1,8 +1,11 @@
 //! Step 5: from a host to a tenant, through the catalog cache.
 
+pub mod hot;
+
 use std::borrow::Cow;
 use std::num::NonZeroU32;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use gmah_shared::catalog::{Cache, EdgeTenant, Hit, Limits, Loader, Lookup, Policy, Record, Store, Tenant};
@@ -12,10 +15,11 @@ use gmah_shared::tenant::{Generation, TenantId, TenantSlug, TenantStatus};
 use gmah_shared::token::{AUDIENCE_PLATFORM, MAX_LIFE_SECONDS, Signer, now_seconds};
 use http::HeaderValue;
 
-use crate::limits::{Limiter, Limiters};
+use crate::limits::Limiters;
 use crate::metrics::{Metrics, TenantSeries};
 use crate::reject::Rejection;
 use crate::upstream::{Pool, Pools};
+use hot::{Hot, Minted, Warm};
 
 /// How a tenant is asked for. The key of the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,30 +32,21 @@ pub enum Name {
     Platform,
 }
 
-/// A tenant, and what belongs to it at the edge.
+/// A tenant, and what belongs to it at the edge. Small: a router keeps very many.
 pub struct Route {
     /// The tenant.
     pub tenant: Tenant,
     /// What goes for its requests.
     pub policy: Policy,
-    /// The tokens for its own host, one per pool, minted when first needed and reused for a fraction of their life.
-    minted: ArcSwapOption<Vec<Arc<Minted>>>,
-    series: OnceLock<Arc<TenantSeries>>,
-    limiter: OnceLock<Arc<Limiter>>,
-    /// That of the record before, so that its counters live until this one's are asked for.
-    inherited: OnceLock<Arc<Limiter>>,
-}
-
-struct Minted {
-    audience: Box<str>,
-    value: HeaderValue,
-    kid: Box<str>,
-    issued: u64,
-    reuse_until: u64,
+    /// While it is asked for.
+    hot: ArcSwapOption<Hot>,
 }
 
 /// A token is reused for this part of its life, so that a backend never sees one that is about to end.
 const REUSE_SECONDS: u64 = MAX_LIFE_SECONDS / 2;
+/// So many organisations have counters and tokens at hand: a kilobyte each. With more than that at once, many requests pay for
+/// a signature.
+const WARM: usize = 12_288;
 
 impl Record for Route {
     fn id(&self) -> TenantId {
@@ -60,13 +55,6 @@ impl Record for Route {
 
     fn revision(&self) -> i64 {
         self.tenant.revision
-    }
-
-    fn follows(&self, older: &Self) {
-        if let Some(limiter) = older.limiter.get().or_else(|| older.inherited.get()) {
-            // Set by whoever came first; they all hold the same counters.
-            let _ = self.inherited.set(limiter.clone());
-        }
     }
 }
 
@@ -90,6 +78,7 @@ pub struct Resolver {
     signer: Signer,
     metrics: Arc<Metrics>,
     limiters: Limiters,
+    warm: Warm<Hit<Route>>,
 }
 
 impl Resolver {
@@ -109,6 +98,7 @@ impl Resolver {
             signer,
             metrics,
             limiters,
+            warm: Warm::new(WARM),
         }
     }
 
@@ -190,6 +180,7 @@ impl Resolver {
     pub fn token(
         &self,
         route: &Route,
+        hot: &Hot,
         host: &Hostname,
         pool: &Pool,
         is_neutral: bool,
@@ -198,10 +189,10 @@ impl Resolver {
         let now = now_seconds();
         // A route has one host of its own; on a neutral host tokens are minted for each request.
         if !is_neutral
-            && let Some(held) = route.minted.load().as_deref()
+            && let Some(held) = hot.minted.load().as_deref()
             && let Some(minted) = held.iter().find(|m| *m.audience == *audience)
             // Both ends: after the clock was set back, a token would seem to come from the future.
-            && (minted.issued..minted.reuse_until).contains(&now)
+            && (minted.issued..minted.issued + REUSE_SECONDS).contains(&now)
             && self.signer.signs_with(&minted.kid)
         {
             return Ok(minted.value.clone());
@@ -219,50 +210,38 @@ impl Resolver {
         let mut value = HeaderValue::from_str(&text).map_err(|_| Rejection::NoSigningKey)?;
         value.set_sensitive(true);
         if !is_neutral {
-            let minted = Arc::new(Minted {
-                audience: audience.into(),
-                value: value.clone(),
-                kid: self.signer.kid().unwrap_or_default(),
-                issued: now,
-                reuse_until: now + REUSE_SECONDS,
-            });
+            let kid = self.signer.kid().unwrap_or_default();
+            let minted = Minted { audience: audience.into(), value: value.clone(), kid, issued: now };
             // Two that mint at once for different pools: one of them mints once more.
-            let held = route.minted.load();
+            let held = hot.minted.load();
             let others = held.iter().flat_map(|h| h.iter()).filter(|m| *m.audience != *audience).cloned();
-            let all = others.chain([minted]).collect::<Vec<_>>();
+            let mut all = others.chain([minted]).collect::<Vec<_>>();
+            all.shrink_to_fit();
             drop(held);
-            route.minted.store(Some(Arc::new(all)));
+            hot.minted.store(Some(Arc::new(all)));
         }
         Ok(value)
     }
 
-    /// The series of a tenant, resolved once.
+    /// What requests of a tenant share. `now` is when this one began.
+    pub fn hot(&self, route: &Hit<Route>, now: Instant) -> Arc<Hot> {
+        self.warm.of(route, now, |route| {
+            Hot::new(self.limiters.of(route.tenant.id, route.policy.limits), self.series(route))
+        })
+    }
+
+    /// The series of a tenant.
     pub fn series(&self, route: &Route) -> Arc<TenantSeries> {
-        let series = || match route.is_platform() {
+        match route.is_platform() {
             true => self.metrics.tenants.other(),
             false => self.metrics.tenants.of(&route.tenant.slug),
-        };
-        route.series.get_or_init(series).clone()
-    }
-}
-
-impl Resolver {
-    /// The limiter of a tenant, resolved once.
-    pub fn limiter(&self, route: &Route) -> Arc<Limiter> {
-        route.limiter.get_or_init(|| self.limiters.of(route.tenant.id, route.policy.limits)).clone()
+        }
     }
 }
 
 impl Route {
     fn new(EdgeTenant { tenant, policy }: EdgeTenant) -> Self {
-        Self {
-            tenant,
-            policy,
-            minted: ArcSwapOption::empty(),
-            series: OnceLock::new(),
-            limiter: OnceLock::new(),
-            inherited: OnceLock::new(),
-        }
+        Self { tenant, policy, hot: ArcSwapOption::empty() }
     }
 
     /// The platform's own host: of no organisation, and always open.
@@ -286,7 +265,7 @@ impl Route {
         if self.is_platform() {
             return pools.named(PLATFORM_POOL).ok_or(Rejection::NoRoute);
         }
-        pools.of(path, self.policy.pools.as_ref())
+        pools.of(path, self.policy.pools.as_deref())
     }
 }
 

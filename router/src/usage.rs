@@ -37,7 +37,9 @@ pub struct Usage {
 }
 
 const SHARDS: usize = 16;
-/// Between two batches.
+/// So many organisations are handed over at once, unless one shard has more.
+const PIECE: usize = 16_384;
+/// Between two rounds.
 const EVERY: Duration = Duration::from_secs(10);
 /// For the master to take one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,19 +57,27 @@ impl Usage {
         let shard = &self.shards[usize::from(tenant.as_uuid().as_bytes()[15]) % SHARDS];
         let bytes = |n| i64::try_from(n).unwrap_or(i64::MAX);
         let used = Used { requests: 1, bytes_in: bytes(bytes_in), bytes_out: bytes(bytes_out) };
-        shard.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant).or_default().add(used);
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        shard.entry(tenant).or_default().add(used);
     }
 
-    fn take(&self) -> Option<Batch> {
+    /// What was counted in as many shards as make a piece, `from` that one on.
+    fn take(&self, from: &mut usize) -> Option<Batch> {
         let mut used = HashMap::new();
-        for shard in &self.shards {
-            used.extend(std::mem::take(&mut *shard.lock().unwrap_or_else(PoisonError::into_inner)));
+        while let Some(shard) = self.shards.get(*from) {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            // One shard goes over whole, however much it is.
+            if !used.is_empty() && used.len() + shard.len() > PIECE {
+                break;
+            }
+            used.extend(std::mem::take(&mut *shard));
+            *from += 1;
         }
         (!used.is_empty()).then(|| Batch { id: Uuid::now_v7(), month: month(), used })
     }
 
-    /// Hands over what was counted, for as long as the program runs and once more at its end. While the master is away, counts go
-    /// on: their number is that of the organisations.
+    /// Hands over what was counted, for as long as the program runs and at its end. While the master is away, counts go on: their
+    /// number is that of the organisations.
     pub async fn run(&self, master: Pool, stop: CancellationToken) {
         let mut pending: Option<Batch> = None;
         loop {
@@ -76,8 +86,9 @@ impl Usage {
                 () = tokio::time::sleep(EVERY) => false,
             };
             // The same batch until it is known to be there; what is counted meanwhile is in the next.
-            for _ in 0..2 {
-                pending = pending.or_else(|| self.take());
+            let mut from = 0;
+            loop {
+                pending = pending.or_else(|| self.take(&mut from));
                 let Some(batch) = &pending else { break };
                 match tokio::time::timeout(PATIENCE, batch.add(&master)).await {
                     Ok(Ok(())) => pending = None,
@@ -151,12 +162,32 @@ mod tests {
             usage.request(*id, n as u64, 2);
             usage.request(*id, 1, u64::MAX);
         }
-        let batch = usage.take().expect("a batch");
+        let mut from = 0;
+        let batch = usage.take(&mut from).expect("a batch");
         assert_eq!(batch.used.len(), 100);
         for (n, id) in ids.iter().enumerate() {
             let want = Used { requests: 2, bytes_in: n as i64 + 1, bytes_out: i64::MAX };
             assert_eq!(batch.used[id], want);
         }
-        assert!(usage.take().is_none());
+        assert!(usage.take(&mut from).is_none() && usage.take(&mut 0).is_none());
+    }
+
+    #[test]
+    fn many_are_handed_over_in_pieces_while_counting_goes_on() {
+        let usage = Usage::default();
+        let ids: Vec<TenantId> = (0..4 * PIECE).map(|_| TenantId::generate()).collect();
+        let busy = &ids[..2 * SHARDS];
+        for id in &ids {
+            usage.request(*id, 1, 2);
+        }
+        let (mut all, mut from, mut pieces) = (HashMap::new(), 0, 0);
+        while let Some(batch) = usage.take(&mut from) {
+            assert!((1..=PIECE).contains(&batch.used.len()), "{}", batch.used.len());
+            pieces += 1;
+            all.extend(batch.used);
+            busy.iter().for_each(|id| usage.request(*id, 1, 2));
+        }
+        assert!((4..=8).contains(&pieces), "{pieces}");
+        assert_eq!(all.len(), ids.len(), "every shard has had its turn");
     }
 }

@@ -108,9 +108,11 @@ impl Collector for Tenants {
         all.push((names::OTHER.into(), self.0.other.clone()));
         all.push((names::UNKNOWN.into(), self.0.unknown.clone()));
         all.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut requests = family(names::ROUTER_TENANT_REQUESTS, REQUESTS_HELP, MetricType::COUNTER);
-        let mut seconds = family(names::ROUTER_TENANT_SECONDS, SECONDS_HELP, MetricType::SUMMARY);
-        let mut bytes = family(names::ROUTER_TENANT_BYTES, BYTES_HELP, MetricType::COUNTER);
+        let family = |name, help, kind, series| family(name, help, kind, series * all.len());
+        let classes = names::CLASSES.len();
+        let mut requests = family(names::ROUTER_TENANT_REQUESTS, REQUESTS_HELP, MetricType::COUNTER, classes);
+        let mut seconds = family(names::ROUTER_TENANT_SECONDS, SECONDS_HELP, MetricType::SUMMARY, 1);
+        let mut bytes = family(names::ROUTER_TENANT_BYTES, BYTES_HELP, MetricType::COUNTER, 2);
         for (tenant, series) in &all {
             let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
             let mut total = 0;
@@ -135,11 +137,13 @@ impl Collector for Tenants {
     }
 }
 
-fn family(name: &str, help: &str, kind: MetricType) -> MetricFamily {
+/// With room for so many series: a list that grows takes twice its place meanwhile.
+fn family(name: &str, help: &str, kind: MetricType, series: usize) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.into());
     family.set_help(help.into());
     family.set_field_type(kind);
+    family.mut_metric().reserve_exact(series);
     family
 }
 

@@ -2,8 +2,7 @@
 //!
 //! * A hit is synchronous: no await, no lock that a load holds.
 //! * One load per key, however many wait; it runs on its own and does not die with the request that began it.
-//! * A notice for an organisation ends every entry of it at once, through a flag that its entries share; a load that
-//!   began before the notice is not kept.
+//! * A notice for an organisation ends every entry of it at once; a load that began before the notice is not kept.
 //! * Unknown names live in a cache of their own, so that a flood of them evicts nobody; a notice ends all of them.
 //! * With the master away, entries are served until `max_stale` after they were last confirmed, unless a notice
 //!   had ended them: what is known to have changed is never guessed.
@@ -12,12 +11,12 @@
 
 mod entries;
 mod flight;
+mod index;
 mod recent;
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,7 @@ use crate::config::CatalogSettings;
 use crate::tenant::TenantId;
 use entries::Entries;
 use flight::Flights;
+use index::Index;
 use recent::Recent;
 
 /// What can be cached: it belongs to an organisation and has a revision.
@@ -37,10 +37,6 @@ pub trait Record: Send + Sync + 'static {
     fn id(&self) -> TenantId;
     /// Grows with every change.
     fn revision(&self) -> i64;
-    /// This record takes the place of an older one of the same organisation: what should outlive it is taken over.
-    fn follows(&self, older: &Self) {
-        let _ = older;
-    }
 }
 
 /// Reads one key from the master. `None` says that there is no such thing.
@@ -84,17 +80,29 @@ impl<V> Clone for Hit<V> {
     }
 }
 
+/// Times are milliseconds after the cache's start.
 struct Entry<V> {
     value: V,
-    /// Shared by all entries of one organisation.
-    current: Arc<AtomicBool>,
     /// When the master last said so.
-    confirmed: Instant,
-    /// Of which resync.
-    epoch: AtomicU64,
-    /// Until when it is served without asking, because what the master says is older: in milliseconds after the cache's
-    /// start.
+    confirmed: u64,
+    /// Until when it is served without asking, because what the master says is older.
     doubted_until: AtomicU64,
+    /// Of which resync.
+    epoch: AtomicU32,
+    /// Until a notice comes.
+    is_current: AtomicBool,
+}
+
+impl<V> Entry<V> {
+    /// Whether the master said so less than so long ago.
+    fn is_within(&self, age: Duration, now: u64) -> bool {
+        now.saturating_sub(self.confirmed) < milliseconds(age)
+    }
+}
+
+/// Without the division of 128 bits that `Duration::as_millis` makes.
+const fn milliseconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1000).saturating_add(duration.subsec_millis() as u64)
 }
 
 /// Counters of one cache. `cache` is the label.
@@ -110,6 +118,7 @@ pub struct CacheMetrics {
     not_kept: IntCounter,
     regressed: IntCounter,
     entries: Entries,
+    absent: Entries,
 }
 
 impl CacheMetrics {
@@ -130,7 +139,11 @@ impl CacheMetrics {
         };
         let entries = Entries::new(opts("gmah_catalog_entries", "Names held by the catalog cache."))?;
         registry.register(Box::new(lookups.clone()))?;
+        let absent =
+            opts("gmah_catalog_absent_entries", "Names that the catalog cache knows to be nobody's.");
+        let absent = Entries::new(absent)?;
         registry.register(Box::new(entries.clone()))?;
+        registry.register(Box::new(absent.clone()))?;
         Ok(Self {
             hits: lookups.with_label_values(&["hit"]),
             negative_hits: lookups.with_label_values(&["negative"]),
@@ -148,6 +161,7 @@ impl CacheMetrics {
                 "Answers older than one seen before: the master was restored from a backup.",
             )?,
             entries,
+            absent,
         })
     }
 }
@@ -171,9 +185,8 @@ struct Inner<K, V> {
     /// Value: the epoch of negatives in which it was learned.
     negative: moka::sync::Cache<K, u64>,
     negative_epoch: AtomicU64,
-    resync_epoch: AtomicU64,
-    /// One flag per organisation that has entries.
-    flags: Mutex<HashMap<TenantId, Arc<AtomicBool>>>,
+    resync_epoch: AtomicU32,
+    index: Arc<Index<V>>,
     recent: Mutex<Recent>,
     flights: Flights<K, V>,
     /// Until when the master is left alone, in milliseconds after `start`.
@@ -208,15 +221,20 @@ where
         newest: Newest,
         metrics: CacheMetrics,
     ) -> Self {
+        let index = Arc::new(Index::default());
+        let indexed = index.clone();
         let positive = moka::sync::Cache::builder()
             .max_capacity(settings.max_entries.get() as u64)
             .time_to_live(served)
+            // For whatever reason it goes, also for another of the same name.
+            .eviction_listener(move |_, entry, _| indexed.remove(&entry))
             .build();
         metrics.entries.are_of(positive.clone());
         let negative = moka::sync::Cache::builder()
             .max_capacity(settings.max_negative.get() as u64)
             .time_to_live(*settings.negative_ttl)
             .build();
+        metrics.absent.are_of(negative.clone());
         Self(Arc::new(Inner {
             flights: Flights::new(settings.max_loads.get()),
             settings,
@@ -226,8 +244,8 @@ where
             positive,
             negative,
             negative_epoch: AtomicU64::new(0),
-            resync_epoch: AtomicU64::new(0),
-            flags: Mutex::default(),
+            resync_epoch: AtomicU32::new(0),
+            index,
             recent: Mutex::default(),
             resting_until: AtomicU64::new(0),
             start: Instant::now(),
@@ -338,30 +356,31 @@ where
     V: Record,
 {
     fn is_current(&self, entry: &Entry<V>) -> bool {
-        entry.current.load(Ordering::Acquire)
+        entry.is_current.load(Ordering::Acquire)
             && entry.epoch.load(Ordering::Acquire) == self.resync_epoch.load(Ordering::Acquire)
     }
 
     /// What is held and may be used without asking.
     fn fresh(&self, key: &K) -> Option<Arc<Entry<V>>> {
         let entry = self.positive.get(key)?;
-        let is_fresh = entry.confirmed.elapsed() < *self.settings.ttl
-            || self.now_ms() < entry.doubted_until.load(Ordering::Acquire);
+        let now = self.now_ms();
+        let is_fresh =
+            entry.is_within(*self.settings.ttl, now) || now < entry.doubted_until.load(Ordering::Acquire);
         (self.is_current(&entry) && is_fresh).then_some(entry)
     }
 
     /// Whether what is held counts more than what an older master says: for as long as organisations are served without
     /// any.
     fn outweighs(&self, held: &Entry<V>) -> bool {
-        held.confirmed.elapsed() < *self.settings.max_stale
+        held.is_within(*self.settings.max_stale, self.now_ms())
     }
 
     /// What the master said is older than what is held, which is served for another TTL. Answers whether that is news.
-    fn doubt(&self, key: &K, epoch: u64) -> bool {
+    fn doubt(&self, key: &K, epoch: u32) -> bool {
         let Some(held) = self.positive.get(key) else { return false };
-        let left = self.settings.max_stale.saturating_sub(held.confirmed.elapsed());
-        let left = u64::try_from(left.min(*self.settings.ttl).as_millis()).unwrap_or(u64::MAX);
         let now = self.now_ms();
+        let left = milliseconds(*self.settings.max_stale).saturating_sub(now.saturating_sub(held.confirmed));
+        let left = left.min(milliseconds(*self.settings.ttl));
         held.epoch.fetch_max(epoch, Ordering::AcqRel);
         held.doubted_until.swap(now.saturating_add(left), Ordering::AcqRel) <= now
     }
@@ -373,9 +392,7 @@ where
 
     /// Ends every entry of an organisation. Under the lock of `recent`.
     fn end(&self, id: TenantId) {
-        if let Some(flag) = self.flags.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-            flag.store(false, Ordering::Release);
-        }
+        self.index.end(id);
     }
 
     fn recent_seq(&self) -> u64 {
@@ -402,9 +419,9 @@ where
     ///
     /// # Errors
     /// [`StoreError::Regressed`] where it is older than what is known of that organisation.
-    fn keep(&self, key: &K, value: V, epoch: u64, seq: u64) -> Result<Arc<Entry<V>>, StoreError> {
+    fn keep(&self, key: &K, value: V, epoch: u32, seq: u64) -> Result<Arc<Entry<V>>, StoreError> {
         let id = value.id();
-        // Under the lock that a notice takes first: either the notice is seen here, or it sees the flag made here.
+        // Under the lock that a notice takes first: either the notice is seen here, or it sees what is kept here.
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let overtaken = recent.touched_since(id, seq);
         if !overtaken
@@ -416,30 +433,17 @@ where
             let (found, known) = (value.revision(), held.value.revision());
             return Err(StoreError::Regressed { found, known });
         }
-        if let Some(held) = self.positive.get(key)
-            && held.value.id() == id
-        {
-            value.follows(&held.value);
-        }
-        let current = if overtaken {
-            Arc::new(AtomicBool::new(false))
-        } else {
-            let mut flags = self.flags.lock().unwrap_or_else(PoisonError::into_inner);
-            if flags.len() > 2 * self.settings.max_entries.get() {
-                flags.retain(|_, flag| Arc::strong_count(flag) > 1);
-            }
-            flags.entry(id).or_insert_with(|| Arc::new(AtomicBool::new(true))).clone()
-        };
         let entry = Arc::new(Entry {
             value,
-            current,
-            confirmed: Instant::now(),
-            epoch: AtomicU64::new(epoch),
+            confirmed: self.now_ms(),
             doubted_until: AtomicU64::new(0),
+            epoch: AtomicU32::new(epoch),
+            is_current: AtomicBool::new(!overtaken),
         });
         if overtaken {
             self.metrics.not_kept.inc();
         } else {
+            self.index.add(entry.clone());
             self.positive.insert(key.clone(), entry.clone());
         }
         drop(recent);
@@ -449,7 +453,8 @@ where
     fn without_master(&self, key: &K) -> Lookup<V> {
         match self.positive.get(key) {
             Some(entry)
-                if entry.current.load(Ordering::Acquire) && entry.confirmed.elapsed() < self.served =>
+                if entry.is_current.load(Ordering::Acquire)
+                    && entry.is_within(self.served, self.now_ms()) =>
             {
                 self.metrics.stale.inc();
                 Lookup::Found(Hit(entry))
@@ -462,7 +467,7 @@ where
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        milliseconds(self.start.elapsed())
     }
 
     fn is_resting(&self) -> bool {
@@ -470,7 +475,7 @@ where
     }
 
     fn rest(&self) {
-        let pause = u64::try_from(self.settings.retry_after_error.as_millis()).unwrap_or(u64::MAX);
+        let pause = milliseconds(*self.settings.retry_after_error);
         self.resting_until.store(self.now_ms().saturating_add(pause), Ordering::Release);
     }
 }

@@ -3,7 +3,7 @@
 //! Read from text that operators wrote, so everything is checked here, and what is not valid counts as not there: a
 //! misspelt colour must not take an organisation off the net.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub struct Policy {
     /// Set while it is worked on.
     pub maintenance: Option<Box<Maintenance>>,
     /// Backends of its own.
-    pub pools: Option<PoolOverrides>,
+    pub pools: Option<Box<PoolOverrides>>,
     /// How pages look that the edge writes for it.
     pub branding: Option<Box<Branding>>,
 }
@@ -31,7 +31,7 @@ pub struct Limits {
     /// Requests in flight.
     pub concurrent_requests: Option<NonZeroU32>,
     /// Largest request body in bytes; the edge's own limit holds as well.
-    pub max_body_bytes: Option<u64>,
+    pub max_body_bytes: Option<NonZeroU64>,
     /// Its share, beside others, of an edge that has too much to do.
     pub weight: u32,
 }
@@ -134,7 +134,7 @@ impl Limits {
         self.requests_per_second = small("requests_per_second").or(self.requests_per_second);
         self.request_burst = small("request_burst").or(self.request_burst);
         self.concurrent_requests = small("concurrent_requests").or(self.concurrent_requests);
-        self.max_body_bytes = number("max_body_bytes").or(self.max_body_bytes);
+        self.max_body_bytes = number("max_body_bytes").and_then(NonZeroU64::new).or(self.max_body_bytes);
         self
     }
 }

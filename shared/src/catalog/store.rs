@@ -1,6 +1,6 @@
 //! SQL against the master database.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,7 +315,9 @@ fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
         requests_per_second: number("requests_per_second"),
         request_burst: number("request_burst"),
         concurrent_requests: number("concurrent_requests"),
-        max_body_bytes: row.get::<_, Option<i64>>("max_body_bytes").and_then(|n| u64::try_from(n).ok()),
+        max_body_bytes: row
+            .get::<_, Option<i64>>("max_body_bytes")
+            .and_then(|n| NonZeroU64::new(u64::try_from(n).ok()?)),
         weight: small("weight").unwrap_or(1),
     };
     let mode = match row.get::<_, Option<&str>>("maintenance_mode") {
@@ -343,7 +345,7 @@ fn edge_tenant(row: &Row) -> Result<EdgeTenant, StoreError> {
         policy: Policy {
             limits: plan.with_own(&row.get("limits")),
             maintenance,
-            pools: PoolOverrides::parse(&row.get("pools")),
+            pools: PoolOverrides::parse(&row.get("pools")).map(Box::new),
             branding: branding.and_then(|b| Branding::parse(row.get("name"), &b)).map(Box::new),
         },
     })

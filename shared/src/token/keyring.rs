@@ -12,7 +12,7 @@ use zeroize_pkcs8::Pkcs8;
 /// A private Ed25519 key and its id. `Debug` shows the id only.
 #[derive(Clone)]
 pub struct SigningKey {
-    kid: Arc<str>,
+    pub(super) kid: Arc<str>,
     public: [u8; 32],
     pkcs8: Arc<Pkcs8>,
     pub(super) encoding: EncodingKey,

@@ -89,8 +89,8 @@ impl Signer {
     }
 
     /// The id of the key that signs now.
-    pub fn kid(&self) -> Option<Box<str>> {
-        self.keyring.load().signing().map(|key| key.kid().into())
+    pub fn kid(&self) -> Option<Arc<str>> {
+        self.keyring.load().signing().map(|key| key.kid.clone())
     }
 
     /// The ring as it is now, for the JWKS document.

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::time::Duration;
 
@@ -352,12 +353,15 @@ async fn what_it_holds_is_counted_when_somebody_asks() {
     let settings =
         CatalogSettings { max_stale: HumanDuration::from_millis(300), ..CatalogSettings::default() };
     let cache = cache(&master, settings);
-    let held = || {
+    let shown = |name: &str| {
         let text = crate::telemetry::encode(&master.registry.lock().expect("lock")).expect("text");
-        let line = text.lines().find_map(|l| l.strip_prefix("gmah_catalog_entries{cache=\"test\"} "));
+        let line = text.lines().find_map(|l| l.strip_prefix(&format!("{name}{{cache=\"test\"}} ")));
         line.expect("shown").parse::<u64>().expect("a number")
     };
-    assert_eq!(held(), 0);
+    let held = || shown("gmah_catalog_entries");
+    assert_eq!((held(), shown("gmah_catalog_absent_entries")), (0, 0));
+    assert_eq!(text(&cache.get(&"nobody".to_owned()).await), "unknown");
+    assert_eq!((held(), shown("gmah_catalog_absent_entries")), (0, 1));
     for n in 0..100 {
         put(&master, &format!("t{n}"), &row(1, "v1"));
     }
@@ -370,4 +374,29 @@ async fn what_it_holds_is_counted_when_somebody_asks() {
     assert!(held_now == 100 || began.elapsed() > Duration::from_millis(250), "{held_now}");
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(held(), 0, "gone by themselves");
+    assert_eq!(cache.0.index.len(), 0, "wherever they were held");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_held_once() {
+    let master = Arc::new(Master::default());
+    let settings = CatalogSettings {
+        ttl: HumanDuration::from_millis(1),
+        max_entries: Within::new(50),
+        ..CatalogSettings::default()
+    };
+    let cache = cache(&master, settings);
+    put(&master, "paris", &row(1, "v1"));
+    for _ in 0..20 {
+        assert_eq!(text(&cache.get(&"paris".to_owned()).await), "v1");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    cache.0.positive.run_pending_tasks();
+    assert_eq!(cache.0.index.len(), 1, "read many times");
+    for n in 0..1000 {
+        put(&master, &format!("t{n}"), &row(n, "v1"));
+        cache.get(&format!("t{n}")).await;
+    }
+    cache.0.positive.run_pending_tasks();
+    assert_eq!(cache.0.index.len() as u64, cache.0.positive.entry_count(), "no more than there is room for");
 }
