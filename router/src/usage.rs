@@ -85,22 +85,29 @@ impl Usage {
                 () = stop.cancelled() => true,
                 () = tokio::time::sleep(EVERY) => false,
             };
-            // The same batch until it is known to be there; what is counted meanwhile is in the next.
-            let mut from = 0;
-            loop {
-                pending = pending.or_else(|| self.take(&mut from));
-                let Some(batch) = &pending else { break };
-                match tokio::time::timeout(PATIENCE, batch.add(&master)).await {
-                    Ok(Ok(())) => pending = None,
-                    Ok(Err(e)) => {
-                        tracing::warn!(error = e, "what organisations use was not written down yet");
-                        break;
-                    }
-                    Err(_) => break,
-                }
-            }
+            self.hand_over(&mut pending, &master).await;
             if is_last {
+                // What was counted on shards that had had their turn.
+                if pending.is_none() {
+                    self.hand_over(&mut pending, &master).await;
+                }
                 return;
+            }
+        }
+    }
+
+    /// The same batch until it is known to be there; what is counted meanwhile is in the next.
+    async fn hand_over(&self, pending: &mut Option<Batch>, master: &Pool) {
+        let mut from = 0;
+        loop {
+            *pending = pending.take().or_else(|| self.take(&mut from));
+            let Some(batch) = pending else { return };
+            match tokio::time::timeout(PATIENCE, batch.add(master)).await {
+                Ok(Ok(())) => *pending = None,
+                Ok(Err(e)) => {
+                    return tracing::warn!(error = e, "what organisations use was not written down yet");
+                }
+                Err(_) => return,
             }
         }
     }

@@ -127,6 +127,12 @@ impl TenantSlug {
     }
 }
 
+impl From<TenantSlug> for Box<str> {
+    fn from(slug: TenantSlug) -> Self {
+        slug.0
+    }
+}
+
 impl fmt::Display for TenantSlug {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -10,25 +10,26 @@
 //!   than that of a row that was read. What is held is served as it was known, and asked for again after a TTL.
 
 mod entries;
+mod entry;
 mod flight;
 mod index;
+mod metrics;
 mod recent;
 
 use std::hash::Hash;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use futures::future::BoxFuture;
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::StoreError;
 use crate::config::CatalogSettings;
 use crate::tenant::TenantId;
-use entries::Entries;
+use entry::{ENDED, Entry, milliseconds};
 use flight::Flights;
+use futures::future::BoxFuture;
 use index::Index;
+pub use metrics::CacheMetrics;
 use recent::Recent;
 
 /// What can be cached: it belongs to an organisation and has a revision.
@@ -77,92 +78,6 @@ impl<V> Deref for Hit<V> {
 impl<V> Clone for Hit<V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
-    }
-}
-
-/// Times are milliseconds after the cache's start.
-struct Entry<V> {
-    value: V,
-    /// When the master last said so.
-    confirmed: u64,
-    /// Until when it is served without asking, because what the master says is older.
-    doubted_until: AtomicU64,
-    /// Of which resync.
-    epoch: AtomicU32,
-    /// Until a notice comes.
-    is_current: AtomicBool,
-}
-
-impl<V> Entry<V> {
-    /// Whether the master said so less than so long ago.
-    fn is_within(&self, age: Duration, now: u64) -> bool {
-        now.saturating_sub(self.confirmed) < milliseconds(age)
-    }
-}
-
-/// Without the division of 128 bits that `Duration::as_millis` makes.
-const fn milliseconds(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1000).saturating_add(duration.subsec_millis() as u64)
-}
-
-/// Counters of one cache. `cache` is the label.
-#[derive(Clone)]
-pub struct CacheMetrics {
-    hits: IntCounter,
-    negative_hits: IntCounter,
-    stale: IntCounter,
-    unavailable: IntCounter,
-    waits: IntCounter,
-    loads: IntCounter,
-    load_errors: IntCounter,
-    not_kept: IntCounter,
-    regressed: IntCounter,
-    entries: Entries,
-    absent: Entries,
-}
-
-impl CacheMetrics {
-    /// Registers `gmah_catalog_lookups_total{cache,result}` and its neighbours.
-    ///
-    /// # Errors
-    /// When the names are taken.
-    pub fn register(registry: &Registry, cache: &str) -> Result<Self, prometheus::Error> {
-        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("cache", cache);
-        let lookups = IntCounterVec::new(
-            opts("gmah_catalog_lookups_total", "Lookups in the catalog cache by result."),
-            &["result"],
-        )?;
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let c = IntCounter::with_opts(opts(name, help))?;
-            registry.register(Box::new(c.clone()))?;
-            Ok(c)
-        };
-        let entries = Entries::new(opts("gmah_catalog_entries", "Names held by the catalog cache."))?;
-        registry.register(Box::new(lookups.clone()))?;
-        let absent =
-            opts("gmah_catalog_absent_entries", "Names that the catalog cache knows to be nobody's.");
-        let absent = Entries::new(absent)?;
-        registry.register(Box::new(entries.clone()))?;
-        registry.register(Box::new(absent.clone()))?;
-        Ok(Self {
-            hits: lookups.with_label_values(&["hit"]),
-            negative_hits: lookups.with_label_values(&["negative"]),
-            stale: lookups.with_label_values(&["stale"]),
-            unavailable: lookups.with_label_values(&["unavailable"]),
-            waits: lookups.with_label_values(&["wait"]),
-            loads: counter("gmah_catalog_loads_total", "Queries to the master database for one name.")?,
-            load_errors: counter("gmah_catalog_load_errors_total", "Such queries that gave no answer.")?,
-            not_kept: counter(
-                "gmah_catalog_loads_not_kept_total",
-                "Answers that a notice overtook while they were read.",
-            )?,
-            regressed: counter(
-                "gmah_catalog_regressions_total",
-                "Answers older than one seen before: the master was restored from a backup.",
-            )?,
-            entries,
-            absent,
-        })
     }
 }
 
@@ -225,7 +140,9 @@ where
         let indexed = index.clone();
         let positive = moka::sync::Cache::builder()
             .max_capacity(settings.max_entries.get() as u64)
-            .time_to_live(served)
+            // A queue less than from when they were written. It is for memory alone: how old an answer may be is looked at
+            // wherever it is given.
+            .time_to_idle(served)
             // For whatever reason it goes, also for another of the same name.
             .eviction_listener(move |_, entry, _| indexed.remove(&entry))
             .build();
@@ -244,7 +161,7 @@ where
             positive,
             negative,
             negative_epoch: AtomicU64::new(0),
-            resync_epoch: AtomicU32::new(0),
+            resync_epoch: AtomicU32::new(ENDED + 1),
             index,
             recent: Mutex::default(),
             resting_until: AtomicU64::new(0),
@@ -356,16 +273,14 @@ where
     V: Record,
 {
     fn is_current(&self, entry: &Entry<V>) -> bool {
-        entry.is_current.load(Ordering::Acquire)
-            && entry.epoch.load(Ordering::Acquire) == self.resync_epoch.load(Ordering::Acquire)
+        entry.epoch.load(Ordering::Acquire) == self.resync_epoch.load(Ordering::Acquire)
     }
 
     /// What is held and may be used without asking.
     fn fresh(&self, key: &K) -> Option<Arc<Entry<V>>> {
         let entry = self.positive.get(key)?;
         let now = self.now_ms();
-        let is_fresh =
-            entry.is_within(*self.settings.ttl, now) || now < entry.doubted_until.load(Ordering::Acquire);
+        let is_fresh = entry.is_within(*self.settings.ttl, now) || now < entry.doubted_until();
         (self.is_current(&entry) && is_fresh).then_some(entry)
     }
 
@@ -381,8 +296,10 @@ where
         let now = self.now_ms();
         let left = milliseconds(*self.settings.max_stale).saturating_sub(now.saturating_sub(held.confirmed));
         let left = left.min(milliseconds(*self.settings.ttl));
-        held.epoch.fetch_max(epoch, Ordering::AcqRel);
-        held.doubted_until.swap(now.saturating_add(left), Ordering::AcqRel) <= now
+        held.renew(epoch);
+        let doubted_for = now.saturating_add(left) - held.confirmed;
+        let before = held.doubted_for.swap(u32::try_from(doubted_for).unwrap_or(u32::MAX), Ordering::AcqRel);
+        held.confirmed + u64::from(before) <= now
     }
 
     /// Whether there is known to be nothing.
@@ -433,13 +350,7 @@ where
             let (found, known) = (value.revision(), held.value.revision());
             return Err(StoreError::Regressed { found, known });
         }
-        let entry = Arc::new(Entry {
-            value,
-            confirmed: self.now_ms(),
-            doubted_until: AtomicU64::new(0),
-            epoch: AtomicU32::new(epoch),
-            is_current: AtomicBool::new(!overtaken),
-        });
+        let entry = Arc::new(Entry::new(value, self.now_ms(), if overtaken { ENDED } else { epoch }));
         if overtaken {
             self.metrics.not_kept.inc();
         } else {
@@ -452,10 +363,7 @@ where
 
     fn without_master(&self, key: &K) -> Lookup<V> {
         match self.positive.get(key) {
-            Some(entry)
-                if entry.is_current.load(Ordering::Acquire)
-                    && entry.is_within(self.served, self.now_ms()) =>
-            {
+            Some(entry) if !entry.has_ended() && entry.is_within(self.served, self.now_ms()) => {
                 self.metrics.stale.inc();
                 Lookup::Found(Hit(entry))
             }

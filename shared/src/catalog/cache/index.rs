@@ -1,6 +1,5 @@
 //! Which entries an organisation has: a notice ends all of them.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hashbrown::HashTable;
@@ -46,7 +45,7 @@ impl<V: Record> Index<V> {
         let hash = hash(id);
         self.with(hash, |shard| {
             while let Ok(found) = shard.find_entry(hash, |e| e.value.id() == id) {
-                found.remove().0.is_current.store(false, Ordering::Release);
+                found.remove().0.end();
             }
         });
     }
@@ -71,8 +70,6 @@ fn hash(id: TenantId) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-
     use super::*;
 
     struct Row(TenantId);
@@ -88,13 +85,7 @@ mod tests {
     }
 
     fn entry(id: TenantId) -> Arc<Entry<Row>> {
-        Arc::new(Entry {
-            value: Row(id),
-            confirmed: 0,
-            doubted_until: AtomicU64::new(0),
-            epoch: AtomicU32::new(0),
-            is_current: AtomicBool::new(true),
-        })
+        Arc::new(Entry::new(Row(id), 0, 1))
     }
 
     #[test]
@@ -110,12 +101,12 @@ mod tests {
         index.end(ids[7]);
         index.end(TenantId::generate());
         for (n, e) in held.iter().enumerate() {
-            assert_eq!(e.is_current.load(Ordering::Acquire), n / 3 != 7);
+            assert_eq!(e.has_ended(), n / 3 == 7);
         }
         assert_eq!(index.len(), held.len() - 4);
         index.end(ids[1]);
-        assert!(held[3].is_current.load(Ordering::Acquire), "let go before");
-        assert!(!held[4].is_current.load(Ordering::Acquire));
+        assert!(!held[3].has_ended(), "let go before");
+        assert!(held[4].has_ended());
     }
 
     #[test]

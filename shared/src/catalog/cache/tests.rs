@@ -1,7 +1,8 @@
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize};
 use std::time::Duration;
 
+use prometheus::Registry;
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -242,6 +243,31 @@ async fn q12_an_older_master_is_not_believed() {
     put(&master, "paris", &Row { revision: 4, text: "restored", ..r });
     cache.invalidate_all();
     assert_eq!(text(&cache.get(&paris).await), "new", "served as stale, within its limit");
+}
+
+/// A notice ended what is held, and then the master turns out to be older: what is known to have changed is not served again.
+#[tokio::test]
+async fn q12_doubt_revives_nothing_that_a_notice_ended() {
+    let master = Arc::new(Master::default());
+    let r = row(10, "new");
+    put(&master, "paris", &r);
+    let settings =
+        CatalogSettings { retry_after_error: HumanDuration::from_millis(1), ..CatalogSettings::default() };
+    let cache = cache(&master, settings);
+    let paris = "paris".to_owned();
+    cache.get(&paris).await;
+    put(&master, "paris", &Row { revision: 4, text: "restored", ..r.clone() });
+    master.newest.store(4, Ordering::SeqCst);
+    cache.invalidate(r.id);
+    for _ in 0..3 {
+        assert_eq!(text(&cache.get(&paris).await), "unavailable");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    cache.invalidate_all();
+    assert_eq!(text(&cache.get(&paris).await), "unavailable");
+    put(&master, "paris", &Row { revision: 11, text: "newest", ..r });
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    assert_eq!(text(&cache.get(&paris).await), "newest");
 }
 
 /// What an older master lacks, or has as somebody else's, is as it was known; what a living one takes away is gone.
