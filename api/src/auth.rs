@@ -24,7 +24,7 @@ use self::client::Client;
 use self::cookies::Proof;
 use self::rights::Rights;
 use crate::context::TenantContext;
-use crate::db::TenantDb;
+use crate::db::{Opening, TenantDb};
 use crate::error::ApiError;
 use crate::repo::audit::Actor;
 use crate::repo::users::User;
@@ -131,14 +131,14 @@ impl Credentials {
     /// what opening a connection refuses.
     pub async fn session(self) -> Result<Session, ApiError> {
         let Self { ctx, client, hash, kind, route } = self;
-        let mut db = TenantDb::open(&ctx).await?;
+        let mut opening = Opening::of(&ctx);
         let since = ctx.detail().sessions_since;
         let (caller, user) = if matches!(kind, Kind::Key) {
-            let found = api_keys::by_hash(&mut db, &hash, since).await?;
+            let found = api_keys::by_hash(&mut opening, &hash, since).await?;
             let (id, name, user) = found.ok_or(ApiError::Unauthenticated)?;
             (Caller::Key { id, name }, user)
         } else {
-            let found = sessions::by_access_hash(&mut db, &hash, since).await?;
+            let found = sessions::by_access_hash(&mut opening, &hash, since).await?;
             let (id, mut user, impersonator) = found.ok_or(ApiError::Unauthenticated)?;
             match impersonator {
                 None => (Caller::Session(id), user),
@@ -149,6 +149,7 @@ impl Credentials {
                 }
             }
         };
+        let mut db = opening.opened()?;
         if let Kind::Cookie(proof) = &kind
             && route.is_write()
         {

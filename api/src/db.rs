@@ -1,5 +1,7 @@
 //! [`TenantDb`]: the only door from a tenant's context to SQL.
 
+mod opening;
+
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,8 @@ use crate::pool::{Lease, PoolError};
 use crate::repo::replica::Position;
 use crate::repo::{self, replica};
 use crate::server::App;
+
+pub use opening::{Opening, Question};
 
 /// A connection to the database of one tenant, for one request.
 pub struct TenantDb {
@@ -51,6 +55,9 @@ pub enum DbError {
     /// A copy of the server had to give a reader up, to go on with what the server did.
     #[error("the copy of the server went on")]
     Overtaken,
+    /// There is no connection to ask on.
+    #[error("no connection")]
+    NoConnection(#[from] PoolError),
 }
 
 impl DbError {
@@ -82,7 +89,7 @@ impl DbError {
     pub fn as_db_error(&self) -> Option<&tokio_postgres::error::DbError> {
         match self {
             Self::Postgres(e) => e.as_db_error(),
-            Self::Silent | Self::GivenBack | Self::Overtaken => None,
+            Self::Silent | Self::GivenBack | Self::Overtaken | Self::NoConnection(_) => None,
         }
     }
 
@@ -98,6 +105,7 @@ impl DbError {
                 let cause = e.source().map_or_else(String::new, |c| format!(": {c}"));
                 format!("{e}{cause}")
             }
+            Self::NoConnection(e) => e.to_string(),
             Self::Silent | Self::GivenBack | Self::Overtaken => self.to_string(),
         }
     }
@@ -122,6 +130,8 @@ fn known(sql: &'static str) {
 }
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+/// To a question.
+pub(crate) type Answer = Result<Vec<Row>, DbError>;
 
 /// What both a connection and a transaction can do.
 pub trait Query {
@@ -166,24 +176,35 @@ impl TenantDb {
     /// # Errors
     /// [`PoolError`].
     pub async fn open_or_why(ctx: &TenantContext) -> Result<Self, PoolError> {
+        Ok(Self::open_with(ctx, None).await?.0)
+    }
+
+    /// The same, and the answer to the first question, if there is one.
+    async fn open_with(
+        ctx: &TenantContext,
+        first: Option<&Question<'_>>,
+    ) -> Result<(Self, Option<Answer>), PoolError> {
         let app = ctx.app();
-        let lease = match app.pools.lease(ctx.detail()).await {
+        let (mut lease, answer) = match app.pools.lease_and_ask(ctx.detail(), first).await {
             // Its password may have been changed a moment ago: look once more, and only once.
             Err(PoolError::Authentication(cause)) => match ctx.reread().await {
-                Some(newer) => app.pools.lease(newer.detail()).await?,
+                Some(newer) => app.pools.lease_and_ask(newer.detail(), first).await?,
                 None => return Err(PoolError::Authentication(cause)),
             },
             // Somebody else was refused a moment ago, and is looking.
             Err(PoolError::Resting(Failure::Authentication)) => {
                 tokio::time::sleep(LOOKS).await;
                 match ctx.newer().await {
-                    Some(newer) => app.pools.lease(newer.detail()).await?,
+                    Some(newer) => app.pools.lease_and_ask(newer.detail(), first).await?,
                     None => return Err(PoolError::Resting(Failure::Authentication)),
                 }
             }
             other => other?,
         };
-        Ok(Self::on(app, lease, false))
+        if matches!(answer, Some(Err(DbError::Silent))) {
+            lease.went_silent();
+        }
+        Ok((Self::on(app, lease, false), answer))
     }
 
     /// The same for what only reads: at the copy of its server, if that has one.

@@ -326,6 +326,7 @@ pub fn render(response: Response, request_id: &str, reads: Option<&HeaderValue>)
     let reads = reads.and_then(|v| v.to_str().ok());
     let language = reads.map_or_else(Language::default, Language::preferred);
     let (mut parts, _) = response.into_parts();
+    parts.status = error.parts().0;
     parts.headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-store"));
     parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     parts.headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static(language.tag()));
@@ -360,6 +361,9 @@ impl From<PoolError> for ApiError {
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
+        if let DbError::NoConnection(why) = error {
+            return why.into();
+        }
         if error.is_unstorable() {
             return Self::Malformed("a text holds what no text may hold".into());
         }

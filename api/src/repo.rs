@@ -37,6 +37,9 @@ pub(crate) mod date {
     pub(crate) use day::{deserialize, option, serialize};
 }
 
+/// What may be the first question of a request: they only read, so that they can be asked twice.
+pub(crate) const ASKED_FIRST: &[&str] = &[sessions::BY_ACCESS_HASH, api_keys::BY_HASH];
+
 /// Every statement, by the file that holds it.
 pub const STATEMENTS: &[(&str, &str)] = &[
     ("audit/insert", audit::INSERT),
@@ -177,6 +180,16 @@ pub const STATEMENTS: &[(&str, &str)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_first_only_reads() {
+        for sql in ASKED_FIRST {
+            let code: String = sql.lines().filter(|l| !l.trim_start().starts_with("--")).collect();
+            assert!(code.trim_start().starts_with("select"), "{sql}");
+            assert!(!code.to_lowercase().contains("for update") && !code.contains(';'), "{sql}");
+            assert!(STATEMENTS.iter().any(|(_, known)| known == sql), "{sql}");
+        }
+    }
 
     /// Connections go from one request to the next as they are, because nothing here alters a session (PostgreSQL, `DISCARD`).
     #[test]

@@ -1,6 +1,7 @@
 //! One connection to a tenant's database: made, proved, cleaned between uses, and closed so that the budget knows.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::budget::{Held, Slot, Usable};
 use super::proof::{self, ProofError};
 use super::socket::{LINGER, Lingering, Socket};
 use crate::config::Pool as PoolConfig;
+use crate::db::{Answer, Question};
 use crate::modules;
 
 /// Why there is no new connection.
@@ -75,6 +77,14 @@ impl ConnectError {
     }
 }
 
+/// Why a connection cannot be used again.
+pub(super) enum CleanError {
+    /// It is over.
+    Ended(tokio_postgres::Error),
+    /// Nobody answers.
+    Silent,
+}
+
 /// A proved connection. Dropping it says goodbye to the server; its slot is free once the server has left too.
 pub struct Connection {
     pub(super) client: ClientWrapper,
@@ -102,17 +112,44 @@ const MAX_STATEMENTS: usize = 512;
 
 impl Connection {
     /// Undoes whatever the last use left behind. Where that was nothing the query is empty, which costs the server next to
-    /// nothing: its answer shows that somebody is there, before a request relies on it.
+    /// nothing: its answer shows that somebody is there, before a request relies on it. The first question is sent along, and
+    /// waited for once somebody is known to be there, which `is_there` hears of.
     ///
     /// # Errors
-    /// What the driver reports: then the connection is of no use.
-    pub(super) async fn clean(&mut self) -> Result<(), tokio_postgres::Error> {
+    /// [`CleanError`]: then it is of no use, and there is no answer.
+    pub(super) async fn clean(
+        &mut self,
+        patience: Duration,
+        first: Option<&Question<'_>>,
+        is_there: impl FnOnce(),
+    ) -> Result<Option<Answer>, CleanError> {
         if self.client.statement_cache.size() > MAX_STATEMENTS {
             self.client.statement_cache.clear();
         }
-        self.client.simple_query(if self.is_altered { CLEAN } else { "" }).await?;
+        let statement = if self.is_altered { CLEAN } else { "" };
+        let client = &self.client;
+        let mut cleaning = pin!(tokio::time::timeout(patience, client.simple_query(statement)));
+        let mut asking = pin!(async {
+            match first {
+                Some(question) => Some(question.ask(client).await),
+                None => None,
+            }
+        });
+        // In this order to the server, which answers in the order in which it was asked.
+        let (cleaned, answer) = tokio::select! {
+            biased;
+            cleaned = &mut cleaning => (cleaned, None),
+            answer = &mut asking => (cleaning.await, Some(answer)),
+        };
+        cleaned.map_err(|_| CleanError::Silent)?.map_err(CleanError::Ended)?;
+        // Not after the question: what others find out meanwhile counts for more.
+        is_there();
+        let answer = match answer {
+            Some(answer) => answer,
+            None => asking.await,
+        };
         self.is_altered = false;
-        Ok(())
+        Ok(answer)
     }
 }
 

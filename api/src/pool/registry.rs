@@ -1,24 +1,27 @@
 //! Which pools there are.
 
+mod lease;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use deadpool_postgres::ClientWrapper;
 use gmah_shared::catalog::TenantDetail;
-use gmah_shared::tasks;
 use gmah_shared::tenant::{Generation, TenantId};
 use tokio::sync::Notify;
 
 use super::PoolError;
 use super::breaker::{Breaker, Failure, Standing};
 use super::budget::{Budget, Held, NoTurn, PoolId, Slot, Turn};
-use super::connection::{Connection, cancel_and_close, open_in};
+use super::connection::{CleanError, Connection, open_in};
 use crate::config::Pool as PoolConfig;
+use crate::db::{Answer, Question};
 use crate::metrics::{Metrics, PoolGauges};
+
+pub use lease::Lease;
 
 /// All pools of this process. Cheap to clone.
 #[derive(Clone)]
@@ -60,57 +63,6 @@ struct TenantPool {
     last_used: AtomicU64,
 }
 
-/// A connection on loan. Back to its pool when dropped, unless something is still running on it.
-pub struct Lease {
-    held: Option<Held<Connection>>,
-    pool: Arc<TenantPool>,
-    registry: Registry,
-    /// Set when a statement of a transaction got no answer in time.
-    silent: Arc<AtomicBool>,
-    /// Set while a statement runs: a lease that is dropped then is not reusable.
-    busy: bool,
-}
-
-impl Lease {
-    /// The client, and the mark that something is running on it. Whatever is done with it, the session is cleaned before
-    /// its next use.
-    pub fn parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
-        let connection = self.held.as_mut().expect("held until dropped").get();
-        connection.is_altered = true;
-        (&mut connection.client, &mut self.busy)
-    }
-
-    /// The same, for [`crate::repo::STATEMENTS`] and transactions that are ended: none of them alters the session.
-    pub(crate) fn unaltered_parts(&mut self) -> (&mut ClientWrapper, &mut bool) {
-        (&mut self.held.as_mut().expect("held until dropped").get().client, &mut self.busy)
-    }
-
-    /// Where a transaction leaves word that it got no answer in time.
-    pub(crate) fn silent(&self) -> Arc<AtomicBool> {
-        self.silent.clone()
-    }
-
-    /// A statement got no answer in time: nothing of this pool is to be trusted.
-    pub(crate) fn went_silent(&mut self) {
-        self.pool.server.budget.clear(self.pool.id);
-        self.registry.note(&self.pool, Failure::Silent);
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.silent.load(Ordering::Acquire) {
-            self.went_silent();
-        }
-        let Some(held) = self.held.take() else { return };
-        if self.busy {
-            let connection = held.take_lost();
-            let transport = self.pool.detail.load().placement.transport.clone();
-            tasks::detach("tenant-cancel", cancel_and_close(connection, transport));
-        }
-    }
-}
-
 /// Tenants that must fail, one after the other, before nobody asks their server any more.
 const SERVER_PARTIES: usize = 3;
 
@@ -142,15 +94,32 @@ impl Registry {
     /// # Errors
     /// [`PoolError`]; it has been logged and counted.
     pub async fn lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
-        let leased = match self.try_lease(detail).await {
+        Ok(self.lease_and_ask(detail, None).await?.0)
+    }
+
+    /// The same, and the answer to the first question, if there is one. It is asked again where the probe of a connection that
+    /// was used before shows that it has ended.
+    ///
+    /// # Errors
+    /// As [`Registry::lease`]. Whoever gets no answer in time tells the lease.
+    pub async fn lease_and_ask(
+        &self,
+        detail: &TenantDetail,
+        first: Option<&Question<'_>>,
+    ) -> Result<(Lease, Option<Answer>), PoolError> {
+        let leased = match self.try_lease(detail, first).await {
             // Closed while waiting, because a newer row opened another one: once more, with that.
-            Err(PoolError::Closed) => self.try_lease(detail).await,
+            Err(PoolError::Closed) => self.try_lease(detail, first).await,
             other => other,
         };
         leased.inspect_err(|e| self.failed(detail, e))
     }
 
-    async fn try_lease(&self, detail: &TenantDetail) -> Result<Lease, PoolError> {
+    async fn try_lease(
+        &self,
+        detail: &TenantDetail,
+        first: Option<&Question<'_>>,
+    ) -> Result<(Lease, Option<Answer>), PoolError> {
         let pool = self.pool(detail)?;
         pool.last_used.store(self.0.now_ms(), Ordering::Relaxed);
         let budget = &pool.server.budget;
@@ -170,11 +139,18 @@ impl Registry {
                 NoTurn::Late => PoolError::Wait,
             })?;
             match turn {
-                Turn::Open(slot) => return self.open(pool.clone(), slot).await,
+                Turn::Open(slot) => {
+                    let mut lease = self.open(pool.clone(), slot).await?;
+                    let answer = match first {
+                        Some(question) => Some(lease.ask(question).await),
+                        None => None,
+                    };
+                    return Ok((lease, answer));
+                }
                 Turn::Reuse(held) if held.age() > *self.0.config.max_lifetime => drop(held.take()),
                 Turn::Reuse(held) => {
-                    if let Some(lease) = self.reuse(pool.clone(), held).await? {
-                        return Ok(lease);
+                    if let Some(leased) = self.reuse(pool.clone(), held, first).await? {
+                        return Ok(leased);
                     }
                 }
             }
@@ -182,24 +158,32 @@ impl Registry {
     }
 
     /// Cleans a connection that was used before. None when the server has ended it.
-    async fn reuse(&self, pool: Arc<TenantPool>, held: Held<Connection>) -> Result<Option<Lease>, PoolError> {
+    async fn reuse(
+        &self,
+        pool: Arc<TenantPool>,
+        held: Held<Connection>,
+        first: Option<&Question<'_>>,
+    ) -> Result<Option<(Lease, Option<Answer>)>, PoolError> {
         // Busy until it is clean: a request that goes away meanwhile must not leave it to the next.
         let mut lease =
             Lease { held: Some(held), pool, registry: self.clone(), silent: Arc::default(), busy: true };
+        let server = lease.pool.server.clone();
         let connection = lease.held.as_mut().expect("just put there").get();
-        let cleaned = tokio::time::timeout(*self.0.config.connect_timeout, connection.clean()).await;
-        match cleaned {
-            Ok(Ok(())) => {
+        let cleaning = connection.clean(*self.0.config.connect_timeout, first, || server.breaker.succeeded());
+        match cleaning.await {
+            Ok(answer) => {
                 lease.busy = false;
-                lease.pool.server.breaker.succeeded();
-                Ok(Some(lease))
+                Ok(Some((lease, answer)))
             }
-            Ok(Err(_)) => {
-                // There is nothing to cancel.
-                lease.held.take().map(Held::take);
+            Err(CleanError::Ended(e)) => {
+                tracing::debug!(error = %e, "a connection that was kept has ended");
+                // There is nothing to cancel, unless it is the cleaning that went wrong.
+                if lease.held.as_mut().is_some_and(|held| held.get().client.is_closed()) {
+                    lease.held.take().map(Held::take);
+                }
                 Ok(None)
             }
-            Err(_) => {
+            Err(CleanError::Silent) => {
                 lease.went_silent();
                 Err(PoolError::Silent)
             }
