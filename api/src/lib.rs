@@ -26,6 +26,7 @@ pub mod db;
 pub mod error;
 pub mod files;
 pub mod handlers;
+pub mod json;
 pub mod language;
 pub mod mail;
 pub mod metrics;

@@ -1,6 +1,5 @@
 //! `/api/v1/api-keys`: keys by which programs act in one's own name.
 
-use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::response::Response;
@@ -15,6 +14,7 @@ use super::roles::{covered, known};
 use super::{Answer, Asked, Body, List, field, once};
 use crate::auth::{Bearer, Credentials, KEY_PREFIX, Session, bearer_hash};
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::api_keys::{self, ApiKey};
 
 /// Request of [`create`].

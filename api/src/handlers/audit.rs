@@ -1,6 +1,5 @@
 //! `/api/v1/audit`: what was done here, and by whom.
 
-use axum::Json;
 use axum::extract::Query as Params;
 use axum::extract::rejection::QueryRejection;
 use serde::Deserialize;
@@ -10,6 +9,7 @@ use super::{List, Page, field, query};
 use crate::auth::Session;
 use crate::db::TenantDb;
 use crate::error::ApiError;
+use crate::json::Json;
 use crate::repo::audit::{self, Entry, Filter};
 use crate::routes::Parameter;
 

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse as _, Response};
@@ -24,6 +23,7 @@ use crate::auth::{Bearer, Session, bearer_hash, password};
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
+use crate::json::Json;
 use crate::repo::audit::{self, Actor, By};
 use crate::repo::sessions::{self, Listed, Lives};
 use crate::repo::users::{self, User};

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::context::TenantContext;
 use crate::error::ApiError;
+use crate::json::as_json;
 
 /// Something that is shown with its tag.
 pub struct Entity<T>(pub T);
@@ -33,11 +34,6 @@ pub(super) fn tagged(status: StatusCode, json: Vec<u8>) -> Response {
     let mut response = as_json(status, json);
     response.headers_mut().extend(tag.map(|tag| (ETAG, tag)));
     response
-}
-
-/// JSON.
-pub(super) fn as_json(status: StatusCode, json: Vec<u8>) -> Response {
-    (status, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
 }
 
 /// The tag of JSON whose keys are in order.

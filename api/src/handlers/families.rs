@@ -1,6 +1,5 @@
 //! `/api/v1/families`, of module `loans`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -13,6 +12,7 @@ use super::etag::Entity;
 use super::{Answer, Asked, Body, List, Page, field, once};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::families::{self, Family};
 
 /// Request of [`create`] and [`rename`].

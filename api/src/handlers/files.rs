@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params, Request};
@@ -23,6 +22,7 @@ use crate::auth::{Credentials, Session};
 use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::files::{Files, Stored};
+use crate::json::Json;
 use crate::repo::audit::{self, By};
 use crate::repo::files::{self, File, Reservation};
 use crate::repo::idempotency;

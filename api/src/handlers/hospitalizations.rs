@@ -1,6 +1,5 @@
 //! `/api/v1/hospitalizations`, of module `patients`: admission, ward, discharge.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -15,6 +14,7 @@ use super::etag::Entity;
 use super::{Answer, Asked, Body, List, Page, Work, field, once, query};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::audit::{self, By};
 use crate::repo::hospitalizations::{self, Admission, Filter, Hospitalization};
 use crate::repo::patients;

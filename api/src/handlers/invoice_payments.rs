@@ -1,6 +1,5 @@
 //! `/api/v1/invoices/{id}/payments`, of module `patients`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -14,6 +13,7 @@ use super::{Answer, Asked, Body, List, Page, field, ids, once};
 use crate::auth::{Credentials, Session};
 use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::date;
 use crate::repo::invoice_payments::{self, InvoicePayment, NewInvoicePayment};
 use crate::repo::invoices::{self, InvoiceStatus};

@@ -1,6 +1,5 @@
 //! `/api/v1/invoices`, of module `patients`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -16,6 +15,7 @@ use super::{Answer, Asked, Body, List, Page, field, once, query};
 use crate::auth::{Credentials, Session};
 use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::date;
 use crate::repo::invoices::{self, Invoice, InvoiceStatus, NewInvoice};
 use crate::routes::Parameter;

@@ -7,7 +7,6 @@
 //!
 //! Payments move a loan from `approved` to `active` and on to `repaid`, and their reversals back.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -22,6 +21,7 @@ use super::{Answer, Asked, Body, List, Page, Work, field, once, query};
 use crate::auth::{Credentials, Session};
 use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::date;
 use crate::repo::loans::{self, Loan, NewLoan, Status, Stranger};
 use crate::routes::Parameter;

@@ -1,6 +1,5 @@
 //! `/api/v1/members`, of module `loans`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::{IntoResponse as _, Response};
@@ -18,6 +17,7 @@ use crate::auth::{Credentials, Session};
 use crate::context::TenantContext;
 use crate::db::{DbError, TenantDb};
 use crate::error::ApiError;
+use crate::json::Json;
 use crate::repo::members::{self, Filter, Member, NewMember};
 use crate::routes::Parameter;
 

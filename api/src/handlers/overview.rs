@@ -1,10 +1,9 @@
 //! `/api/v1/overview/{module}`: an organisation at a glance, at most as old as the cache keeps it.
 
-use axum::Json;
-
 use crate::auth::Session;
 use crate::db::TenantDb;
 use crate::error::ApiError;
+use crate::json::Json;
 use crate::repo::overview::{self, LoansOverview, PatientsOverview};
 
 /// 200 with a society's sums.

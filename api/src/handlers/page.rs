@@ -1,6 +1,5 @@
 //! Pages of lists: `?limit=` from 1 to 200 and `?cursor=`.
 
-use axum::Json;
 use axum::extract::Query as Params;
 use axum::extract::rejection::QueryRejection;
 use gmah_shared::tenant::TenantId;
@@ -11,6 +10,7 @@ use super::Cursors;
 use crate::auth::Session;
 use crate::db::{DbError, TenantDb};
 use crate::error::ApiError;
+use crate::json::Json;
 
 /// Query of a list.
 #[derive(Debug, Deserialize)]

@@ -1,6 +1,5 @@
 //! `/api/v1/patients`, of module `patients`. Whoever reads a record, or looks through the list, is written down.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -19,6 +18,7 @@ use crate::auth::{Credentials, Session};
 use crate::context::TenantContext;
 use crate::db::{DbError, TenantDb};
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::audit::{self, By};
 use crate::repo::date;
 use crate::repo::patients::{self, NewPatient, Patient};

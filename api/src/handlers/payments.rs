@@ -1,6 +1,5 @@
 //! `/api/v1/loans/{id}/payments`, of module `loans`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -14,6 +13,7 @@ use super::{Answer, Asked, Body, List, Page, Work, field, ids, once};
 use crate::auth::{Credentials, Session};
 use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::date;
 use crate::repo::loans::{self, Loan, Status};
 use crate::repo::payments::{self, Direction, NewPayment, Payment};

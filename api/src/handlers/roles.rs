@@ -1,6 +1,5 @@
 //! `/api/v1/roles`: what users may do, by name.
 
-use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::response::Response;
@@ -13,6 +12,7 @@ use super::{Answer, Asked, Body, List, field, once};
 use crate::auth::rights::{Rights, is_known};
 use crate::auth::{Credentials, Session};
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::roles::{self, Role};
 
 /// Request of [`create`].

@@ -1,11 +1,11 @@
 //! `GET /api/v1/tenant`: what an organisation may know of itself. Touches no tenant database.
 
-use axum::Json;
 use gmah_shared::tenant::{Generation, TenantId, TenantStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::context::TenantContext;
+use crate::json::Json;
 
 /// The response.
 #[derive(Serialize, ToSchema)]

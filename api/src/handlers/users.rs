@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as Params};
 use axum::response::Response;
@@ -21,6 +20,7 @@ use crate::auth::{Credentials, Session};
 use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::{ApiError, Conflict};
+use crate::json::Json;
 use crate::repo::links::{self, Purpose};
 use crate::repo::users::{self, Change, NewUser, User};
 use crate::repo::{api_keys, roles, sessions, totp};

@@ -14,6 +14,7 @@ use crate::auth::rights::Rights;
 use crate::auth::{Caller, Session};
 use crate::db::{DbError, Query, TenantTx};
 use crate::error::ApiError;
+use crate::json::as_json;
 use crate::repo::audit::{self, By};
 use crate::repo::idempotency::{self, Begun, Kept};
 use crate::repo::{api_keys, sessions, users};
@@ -85,7 +86,7 @@ fn response(status: StatusCode, json: Vec<u8>) -> Response {
     match status {
         StatusCode::NO_CONTENT | StatusCode::ACCEPTED => status.into_response(),
         // What is made may be a secret that is shown once: without a tag nobody may store it.
-        StatusCode::CREATED => etag::as_json(status, json),
+        StatusCode::CREATED => as_json(status, json),
         status => etag::tagged(status, json),
     }
 }

@@ -1,6 +1,5 @@
 //! What the platform has beside organisations: operations, backups, servers, plans, modules, administrators, and what was done.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use http::StatusCode;
@@ -23,6 +22,7 @@ use crate::control::tenants::{Done, Plan};
 use crate::control::{Control, ControlError, parse_slug};
 use crate::error::ApiError;
 use crate::handlers::{Body, List, Page, query};
+use crate::json::Json;
 use crate::routes::Parameter;
 
 /// An id in a path. What is none is nobody's: 404.

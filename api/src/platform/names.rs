@@ -1,6 +1,5 @@
 //! Modules and names of an organisation, as administrators of the platform switch and claim them.
 
-use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use gmah_shared::hostname::Hostname;
@@ -16,6 +15,7 @@ use crate::control::domains::Domain;
 use crate::control::tenants::Summary;
 use crate::error::ApiError;
 use crate::handlers::{Body, List};
+use crate::json::Json;
 
 /// An organisation and something else of a path.
 fn pair(path: Result<Path<(String, String)>, PathRejection>) -> Result<(TenantSlug, String), ApiError> {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use gmah_shared::hostname::Hostname;
@@ -25,6 +24,7 @@ use crate::control::tenants::{Listing, Summary};
 use crate::control::{Control, ControlError, parse_slug};
 use crate::error::ApiError;
 use crate::handlers::{Body, List, Page, query};
+use crate::json::Json;
 use crate::language::Language;
 use crate::routes::Parameter;
 

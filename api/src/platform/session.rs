@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::extract::FromRequestParts;
 use axum::extract::State;
-use axum::{Extension, Json};
 use gmah_shared::tenant::TenantId;
 use http::StatusCode;
 use http::header::AUTHORIZATION;
@@ -29,6 +29,7 @@ use crate::context;
 use crate::control::admins::{Admin, Role, admin};
 use crate::error::{ApiError, Conflict};
 use crate::handlers::Body;
+use crate::json::Json;
 use crate::routes::{Access, Route};
 use crate::server::App;
 

@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +33,7 @@ use crate::control::signup::{PROPOSED, proposals};
 use crate::control::{ControlError, parse_email, parse_slug};
 use crate::error::{ApiError, Conflict};
 use crate::handlers::{Body, query};
+use crate::json::Json;
 use crate::mail::{self, NotSent};
 use crate::routes::Parameter;
 use crate::server::App;

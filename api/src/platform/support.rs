@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use http::StatusCode;
@@ -18,6 +17,7 @@ use crate::context::TenantContext;
 use crate::db::TenantDb;
 use crate::error::ApiError;
 use crate::handlers::Body;
+use crate::json::Json;
 use crate::repo::audit::{self, Actor, By};
 use crate::repo::sessions;
 

@@ -23,13 +23,13 @@ pub struct ApiKey {
     /// What it may do at most; and never more than its user.
     pub scopes: Rights,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// After it the key opens nothing.
-    #[serde(with = "time::serde::rfc3339::option")]
+    #[serde(with = "crate::json::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
     /// To the minute.
-    #[serde(with = "time::serde::rfc3339::option")]
+    #[serde(with = "crate::json::rfc3339::option")]
     pub last_used_at: Option<OffsetDateTime>,
 }
 

@@ -79,7 +79,7 @@ pub struct Entry {
     /// Id, ordered by time.
     pub id: Uuid,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub at: OffsetDateTime,
     /// Who, if it was a user.
     pub actor_id: Option<Uuid>,

@@ -27,7 +27,7 @@ pub struct File {
     /// Who brought it.
     pub created_by: Uuid,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 

@@ -23,16 +23,16 @@ pub struct Hospitalization {
     /// Why.
     pub reason: Option<String>,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub admitted_at: OffsetDateTime,
     /// RFC 3339, UTC; none while the patient is here.
-    #[serde(with = "time::serde::rfc3339::option")]
+    #[serde(with = "crate::json::rfc3339::option")]
     pub discharged_at: Option<OffsetDateTime>,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 

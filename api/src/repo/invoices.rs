@@ -59,10 +59,10 @@ pub struct Invoice {
     /// Minor units that are still to be paid.
     pub balance: i64,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 

@@ -91,10 +91,10 @@ pub struct Loan {
     /// Minor units that are still to come back.
     pub balance: i64,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 

@@ -24,10 +24,10 @@ pub struct Member {
     /// Family, if any.
     pub family_id: Option<Uuid>,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 

@@ -51,7 +51,7 @@ pub struct Payment {
     /// The payment that takes this one back.
     pub reversed_by: Option<Uuid>,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 

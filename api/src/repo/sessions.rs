@@ -44,10 +44,10 @@ pub struct Listed {
     /// Whose of the platform it is, if it is not the user's own.
     pub impersonator: Option<String>,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// When its tokens were exchanged last.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub used_at: OffsetDateTime,
 }
 

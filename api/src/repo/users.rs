@@ -25,10 +25,10 @@ pub struct User {
     /// What the role may do.
     pub permissions: Rights,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub created_at: OffsetDateTime,
     /// RFC 3339, UTC.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::json::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 
