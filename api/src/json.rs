@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use crate::error::ApiError;
 
+mod writer;
+
 /// Something as JSON, with 200 unless another status stands before it.
 pub struct Json<T>(pub T);
 
@@ -15,9 +17,9 @@ const ROOM: usize = 8 << 10;
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        let mut text = Vec::with_capacity(ROOM);
-        match serde_json::to_writer(&mut text, &self.0) {
-            Ok(()) => as_json(StatusCode::OK, text),
+        let mut writer = writer::Writer::with_capacity(ROOM);
+        match self.0.serialize(&mut writer) {
+            Ok(()) => as_json(StatusCode::OK, writer.into_bytes()),
             Err(e) => {
                 tracing::error!(error = %e, "an answer cannot be written as JSON");
                 ApiError::Internal.into_response()
@@ -47,11 +49,50 @@ pub mod rfc3339 {
     /// For a year that RFC 3339 has no form for.
     pub fn serialize<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = [0; ROOM];
-        let mut rest = &mut text[..];
-        at.format_into(&mut rest, &Rfc3339).map_err(S::Error::custom)?;
-        // What it answers is not always how much it wrote.
-        let length = ROOM - rest.len();
+        let length = match in_utc(at, &mut text) {
+            Some(length) => length,
+            None => {
+                let mut rest = &mut text[..];
+                at.format_into(&mut rest, &Rfc3339).map_err(S::Error::custom)?;
+                // What it answers is not always how much it wrote.
+                ROOM - rest.len()
+            }
+        };
         serializer.serialize_str(std::str::from_utf8(&text[..length]).map_err(S::Error::custom)?)
+    }
+
+    /// How long it is; none where it is of another kind than those which a database answers. A tenth of the work of the general form.
+    fn in_utc(at: &OffsetDateTime, text: &mut [u8; ROOM]) -> Option<usize> {
+        let (year, month, day) = at.to_calendar_date();
+        let year = u32::try_from(year).ok().filter(|year| *year <= 9999 && at.offset().is_utc())?;
+        let (hour, minute, second) = at.to_hms();
+        text[..20].copy_from_slice(b"0000-00-00T00:00:00Z");
+        let mut put = |at: usize, number: u32| {
+            text[at] = b'0' + (number / 10) as u8;
+            text[at + 1] = b'0' + (number % 10) as u8;
+        };
+        put(0, year / 100);
+        put(2, year % 100);
+        put(5, u32::from(u8::from(month)));
+        put(8, day.into());
+        put(11, hour.into());
+        put(14, minute.into());
+        put(17, second.into());
+        let mut nanos = at.nanosecond();
+        if nanos == 0 {
+            return Some(20);
+        }
+        // Without the zeros at its end.
+        let mut length = 9;
+        while nanos.is_multiple_of(10) {
+            (nanos, length) = (nanos / 10, length - 1);
+        }
+        text[19] = b'.';
+        for digit in text[20..20 + length].iter_mut().rev() {
+            (*digit, nanos) = (b'0' + (nanos % 10) as u8, nanos / 10);
+        }
+        text[20 + length] = b'Z';
+        Some(21 + length)
     }
 
     /// Of a time that need not be there.

@@ -25,6 +25,8 @@ pub mod settings;
 pub mod totp;
 pub mod users;
 
+mod at;
+
 /// What `LIKE` finds anywhere, in lower case and with nothing of it a wildcard.
 pub(crate) fn pattern(search: &str) -> String {
     let plain = search.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");

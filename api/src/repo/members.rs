@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::at::At;
 use crate::db::{DbError, Query};
 
 /// A member.
@@ -159,16 +160,17 @@ pub async fn count_locked(tx: &mut impl Query) -> Result<i64, DbError> {
     count(tx).await
 }
 
+/// By their places, as every statement here has them: a name would be looked for in every row.
 fn member(row: &Row) -> Member {
     Member {
-        id: row.get("id"),
-        first_name: row.get("first_name"),
-        last_name: row.get("last_name"),
-        email: row.get("email"),
-        phone: row.get("phone"),
-        family_id: row.get("family_id"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
+        id: row.get(0),
+        first_name: row.get(1),
+        last_name: row.get(2),
+        email: row.get(3),
+        phone: row.get(4),
+        family_id: row.get(5),
+        created_at: row.get::<_, At>(6).0,
+        updated_at: row.get::<_, At>(7).0,
     }
 }
 
@@ -182,3 +184,15 @@ pub(super) const UPDATE: &str = include_str!("sql/members/update.sql");
 pub(super) const COUNT: &str = include_str!("sql/members/count.sql");
 /// `member` in ASCII: one who adds at a time, per organisation.
 pub(super) const LOCK: &str = "select pg_advisory_xact_lock(120308823025010)";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_statement_has_the_columns_in_their_places() {
+        use super::{FIND, GET, GET_LOCKED, INSERT, LIST, UPDATE};
+        for sql in [LIST, FIND, GET, GET_LOCKED, INSERT, UPDATE] {
+            let columns = "id, first_name, last_name, email, phone, family_id, created_at, updated_at\n";
+            assert!(format!("{sql}\n").contains(columns), "{sql}");
+        }
+    }
+}
