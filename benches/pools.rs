@@ -2,18 +2,20 @@
 //!
 //! Run by the script `benches/pools`, which makes the databases and says in the environment what is to be measured: ours,
 //! with one node or two, or PgBouncer in one of two modes. Every request picks a database, gets a connection and reads
-//! twenty members. One line of JSON comes out.
+//! twenty members. Or what a new connection costs, step by step. One line of JSON comes out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gmah_api::config::ApiConfig;
+use gmah_api::pool::proof;
 use gmah_api::server::{self, RunningApi};
-use gmah_shared::catalog::Lookup;
+use gmah_shared::catalog::{Lookup, TenantDetail};
 use gmah_shared::config::{ConfigFile, HumanDuration, Settings, Within};
 use gmah_shared::pg;
 use gmah_shared::tenant::TenantId;
+use secrecy::ExposeSecret as _;
 use tokio_postgres::NoTls;
 
 const READ: &str = "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 20";
@@ -23,6 +25,7 @@ struct Plan {
     config: ApiConfig,
     mode: String,
     requests: usize,
+    seconds: Duration,
     workers: usize,
     budget: usize,
     zipf: bool,
@@ -50,20 +53,35 @@ fn main() {
             .query("select id, database_name from organizations where slug like 'bench%' order by slug", &[])
             .await
             .expect("tenants");
-        let tenants = rows.iter().map(|r| (TenantId::from_uuid(r.get(0)), r.get(1))).collect();
+        let databases = number("GMAH_BENCH_DATABASES", usize::MAX);
+        let tenants =
+            rows.iter().take(databases).map(|r| (TenantId::from_uuid(r.get(0)), r.get(1))).collect();
         let plan = Arc::new(Plan {
             config: ApiConfig::from_file(&file).expect("configuration"),
             settings,
             mode: env("GMAH_BENCH_MODE", "ours"),
             requests: number("GMAH_BENCH_REQUESTS", 60_000),
+            seconds: Duration::from_secs(number("GMAH_BENCH_SECONDS", 3600) as u64),
             workers: number("GMAH_BENCH_WORKERS", 100),
             budget: number("GMAH_BENCH_BUDGET", 50),
             zipf: env("GMAH_BENCH_PICK", "uniform") == "zipf",
             tenants,
             pgbouncer: number("GMAH_BENCH_PGBOUNCER", 6432) as u16,
         });
-        run(plan).await;
+        match plan.mode.as_str() {
+            "steps" => steps(&plan).await,
+            _ => run(plan).await,
+        }
     });
+}
+
+/// What a request paid besides its own statement.
+#[derive(Clone, Copy, Default)]
+struct Paid {
+    /// Its connection was opened for it.
+    is_cold: bool,
+    /// Its statement was prepared for it.
+    has_prepared: bool,
 }
 
 /// Where requests go to.
@@ -141,12 +159,12 @@ async fn run(plan: Arc<Plan>) {
                 (plan.clone(), way.clone(), next.clone(), errors.clone(), cumulated.clone());
             gmah_shared::tasks::detach("worker", async move {
                 let mut took = Vec::new();
-                while next.fetch_add(1, Ordering::Relaxed) < plan.requests {
+                while next.fetch_add(1, Ordering::Relaxed) < plan.requests && began.elapsed() < plan.seconds {
                     let at = rand::random::<f64>() * cumulated.last().copied().unwrap_or(0.0);
                     let picked = cumulated.partition_point(|c| *c < at).min(plan.tenants.len() - 1);
                     let asked = Instant::now();
                     match ask(&plan, &way, worker, picked).await {
-                        Ok(()) => took.push(asked.elapsed()),
+                        Ok(paid) => took.push((asked.elapsed(), paid)),
                         Err(e) => {
                             if errors.fetch_add(1, Ordering::AcqRel) < 5 {
                                 eprintln!("{e}");
@@ -168,16 +186,22 @@ async fn run(plan: Arc<Plan>) {
     let connects = sessions(&plan).await - before;
     stop.store(true, Ordering::Release);
     let samples: usize = sampler.await.expect("sampled");
-    took.sort();
-    let ms = |q: f64| took.get((took.len() as f64 * q) as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3);
+    let sorted = |of: &dyn Fn(&Paid) -> bool| {
+        let mut of: Vec<_> = took.iter().filter(|(_, paid)| of(paid)).map(|(took, _)| *took).collect();
+        of.sort();
+        of
+    };
+    let (all, cold, warm) = (sorted(&|_| true), sorted(&|p| p.is_cold), sorted(&|p| !p.is_cold));
+    let prepared = took.iter().filter(|(_, p)| p.has_prepared).count();
     println!(
         "{}",
         serde_json::json!({
             "mode": plan.mode, "pick": if plan.zipf { "zipf" } else { "uniform" }, "databases": plan.tenants.len(),
             "budget": plan.budget, "workers": plan.workers, "requests": took.len(),
             "errors": errors.load(Ordering::Acquire), "per_second": (took.len() as f64 / seconds).round(),
-            "p50_ms": ms(0.5), "p99_ms": ms(0.99), "peak": peak.load(Ordering::Acquire), "samples": samples,
-            "connects": connects,
+            "p50_ms": ms(&all, 0.5), "p99_ms": ms(&all, 0.99), "peak": peak.load(Ordering::Acquire), "samples": samples,
+            "connects": connects, "cold": cold.len(), "cold_p50_ms": ms(&cold, 0.5), "warm_p50_ms": ms(&warm, 0.5),
+            "statement_hits": 1.0 - prepared as f64 / took.len().max(1) as f64,
         })
     );
     if let Some(Way::Ours(nodes)) = Arc::into_inner(way) {
@@ -185,6 +209,50 @@ async fn run(plan: Arc<Plan>) {
             node.stop().await;
         }
     }
+}
+
+fn ms(sorted: &[Duration], q: f64) -> f64 {
+    sorted.get((sorted.len() as f64 * q) as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+}
+
+/// A new connection, the proof that it is the right database, the first read and the second, one organisation after
+/// the other and nobody beside it: what is left of a cold request when nothing is to be waited for.
+async fn steps(plan: &Plan) {
+    let node = node(plan).await;
+    let mut took: [Vec<Duration>; 4] = Default::default();
+    for n in 0..plan.requests {
+        let (id, _) = &plan.tenants[n % plan.tenants.len()];
+        let Lookup::Found(row) = node.app().catalog.get(id).await else { panic!("not found") };
+        let detail: &TenantDetail = &row.0;
+        let p = &detail.placement;
+        let (host, port) = p.hosts.iter().next().expect("a host");
+        let mut config = tokio_postgres::Config::new();
+        config.host(host).port(port).user(&p.role).password(p.password.expose_secret()).dbname(&p.database);
+        let mut at = Instant::now();
+        let mut step = |of: &mut Vec<Duration>| {
+            of.push(at.elapsed());
+            at = Instant::now();
+        };
+        let (client, connection) = config.connect(NoTls).await.expect("a connection");
+        gmah_shared::tasks::detach("steps", connection);
+        step(&mut took[0]);
+        proof::prove(&client, detail).await.expect("the proof");
+        step(&mut took[1]);
+        let statement = client.prepare(READ).await.expect("a statement");
+        client.query(&statement, &[]).await.expect("members");
+        step(&mut took[2]);
+        client.query(&statement, &[]).await.expect("members");
+        step(&mut took[3]);
+    }
+    let [connect, proof, first, second] = took.map(|mut of| {
+        of.sort();
+        ms(&of, 0.5)
+    });
+    println!(
+        "{}",
+        serde_json::json!({"mode": plan.mode, "connect_ms": connect, "proof_ms": proof, "first_ms": first, "second_ms": second})
+    );
+    node.stop().await;
 }
 
 async fn node(plan: &Plan) -> RunningApi {
@@ -207,8 +275,9 @@ async fn through(plan: &Plan, database: &str) -> Result<tokio_postgres::Client, 
     Ok(client)
 }
 
-async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<(), String> {
+async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<Paid, String> {
     let (id, database) = &plan.tenants[picked];
+    let mut paid = Paid::default();
     let rows = match way {
         Way::Ours(nodes) => {
             let app = nodes[worker % nodes.len()].app();
@@ -216,7 +285,9 @@ async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<(),
             let mut lease = app.pools.lease(&row.0).await.map_err(|e| e.to_string())?;
             let (client, busy) = lease.parts();
             *busy = true;
+            let known = client.statement_cache.size();
             let statement = client.prepare_cached(READ).await.map_err(|e| e.to_string())?;
+            paid = Paid { is_cold: known == 0, has_prepared: client.statement_cache.size() > known };
             let rows = client.query(&statement, &[]).await.map_err(|e| e.to_string())?;
             *busy = false;
             rows.len()
@@ -230,7 +301,7 @@ async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<(),
             client.simple_query(READ).await.map_err(|e| e.to_string())?.len()
         }
     };
-    if rows < 20 { Err(format!("{rows} rows")) } else { Ok(()) }
+    if rows < 20 { Err(format!("{rows} rows")) } else { Ok(paid) }
 }
 
 /// Connections that the server has seen to those databases.

@@ -1,9 +1,10 @@
 // Members as one would write them with NestJS on its Fastify adapter, with a `pg` pool per organisation: the tenant's token verified
 // (and remembered while it lives), the bearer looked up, the permission checked; twenty rows read and a cursor made, one row read, or
-// one written with its line in the audit log, in one transaction.
+// one written with its line in the audit log, in one transaction. And a login: the password checked, a session begun.
 require("reflect-metadata");
-const { createHash, createHmac, createPublicKey, randomUUID, verify } = require("node:crypto");
-const { Body, Controller, Get, HttpException, Injectable, Module, Param, Post, Req, Query } = require("@nestjs/common");
+const { createHash, createHmac, createPublicKey, randomBytes, randomUUID, verify } = require("node:crypto");
+const argon2 = require("argon2");
+const { Body, Controller, Get, HttpCode, HttpException, Injectable, Module, Param, Post, Req, Query } = require("@nestjs/common");
 const { NestFactory } = require("@nestjs/core");
 const { FastifyAdapter } = require("@nestjs/platform-fastify");
 const { Pool } = require("pg");
@@ -92,6 +93,50 @@ class Members {
 }
 Injectable()(Members);
 
+const after = (seconds) => new Date(Date.now() + seconds * 1000);
+
+class Auth {
+  async login(c, body, request) {
+    const { email, password } = body ?? {};
+    if (typeof email !== "string" || typeof password !== "string") refuse(422, "invalid");
+    const { rows: [user] } = await pool(c).query({ name: "by_email", values: [email.trim().toLowerCase()], text: env.by_email });
+    if (!user || !(await argon2.verify(user.password_hash, password))) refuse(401, "bad_credentials");
+    const made = () => {
+      const token = randomBytes(32).toString("base64url");
+      return [token, createHash("sha256").update(Buffer.from(c.sub.replaceAll("-", ""), "hex")).update(token).digest()];
+    };
+    const [access, access_hash] = made(), [refresh, refresh_hash] = made(), id = randomUUID();
+    const db = await pool(c).connect();
+    try {
+      await db.query({ name: "expired", text: env.expired });
+      await db.query("begin");
+      const { rowCount } = await db.query({ name: "begin", text: env.begin, values: [id, user.id, access_hash, after(900), refresh_hash, after(2592000),
+        request.headers["x-forwarded-for"], request.headers["user-agent"] ?? null, c.gen, user.role, user.password_hash] });
+      if (!rowCount) refuse(401, "bad_credentials");
+      await db.query({ name: "audit", text: env.audit, values: [randomUUID(), user.id, user.email, "sessions.begin", id, null,
+        JSON.stringify({ cookie: false }), request.headers["x-request-id"], request.headers["x-forwarded-for"], null] });
+      await db.query("commit");
+    } catch (e) {
+      await db.query("rollback");
+      throw e;
+    } finally {
+      db.release();
+    }
+    return { access_token: access, refresh_token: refresh, expires_in: 900, token_type: "Bearer" };
+  }
+}
+Injectable()(Auth);
+
+class AuthController {
+  constructor(auth) { this.auth = auth; }
+  login(request, body) { return this.auth.login(tenant(request), body, request); }
+}
+Reflect.defineMetadata("design:paramtypes", [Auth], AuthController);
+Controller("api/v1/auth")(AuthController);
+Req()(AuthController.prototype, "login", 0);
+Body()(AuthController.prototype, "login", 1);
+decorate(AuthController, "login", Post("login"), HttpCode(200));
+
 class MembersController {
   constructor(members) { this.members = members; }
   show(request, query) {
@@ -117,6 +162,6 @@ Req()(MembersController.prototype, "create", 0);
 Body()(MembersController.prototype, "create", 1);
 decorate(MembersController, "create", Post());
 class App {}
-Module({ controllers: [MembersController], providers: [Members] })(App);
+Module({ controllers: [AuthController, MembersController], providers: [Auth, Members] })(App);
 
 NestFactory.create(App, new FastifyAdapter(), { logger: ["error"] }).then((app) => app.listen(env.port, "127.0.0.1"));
