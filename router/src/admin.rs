@@ -54,7 +54,7 @@ impl Admin {
                 self.metrics.catalog_connected.set(i64::from(self.hearing.is_on()));
                 self.metrics.catalog_staleness.set(self.hearing.staleness().as_secs_f64());
                 self.count_backends();
-                match gmah_shared::telemetry::encode(&self.metrics.registry) {
+                match self.metrics.text() {
                     Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4", text),
                     Err(e) => {
                         tracing::error!(error = %e, "metrics");

@@ -5,7 +5,7 @@ mod tenants;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use gmah_shared::telemetry::names;
+use gmah_shared::telemetry::{self, names};
 use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -128,6 +128,16 @@ impl Handshake {
 }
 
 impl Metrics {
+    /// All of it, in the exposition format of Prometheus.
+    ///
+    /// # Errors
+    /// Only when a metric is malformed, which registering it has checked.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        let mut text = telemetry::encode(&self.registry)?;
+        self.tenants.write(&mut text);
+        Ok(text)
+    }
+
     /// Registers everything; series with fixed labels start at zero.
     ///
     /// # Errors
@@ -137,7 +147,7 @@ impl Metrics {
         let counters =
             |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
         let metrics = Self {
-            tenants: Tenants::new(max_tenants)?,
+            tenants: Tenants::new(max_tenants),
             upstream_seconds: HistogramVec::new(
                 HistogramOpts::new(
                     "gmah_router_request_duration_seconds",
@@ -215,7 +225,6 @@ impl Metrics {
             registry,
         };
         let r = &metrics.registry;
-        r.register(Box::new(metrics.tenants.clone()))?;
         r.register(Box::new(metrics.upstream_seconds.clone()))?;
         r.register(Box::new(metrics.backends.clone()))?;
         r.register(Box::new(metrics.connections.clone()))?;

@@ -21,7 +21,7 @@ use crate::harness::{Dev, eventually, roles};
 use crate::tls::certificate;
 
 fn metrics(router: &gmah_router::server::RunningRouter) -> Metrics {
-    Metrics(gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics"))
+    Metrics(router.metrics.text().expect("metrics"))
 }
 
 fn add_pool(config: &mut RouterConfig, name: &str, addresses: &[SocketAddr]) {

@@ -12,7 +12,7 @@ use crate::harness::origin::{self, Origin};
 use crate::harness::{Dev, eventually, roles};
 
 fn metrics(router: &gmah_router::server::RunningRouter) -> Metrics {
-    Metrics(gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics"))
+    Metrics(router.metrics.text().expect("metrics"))
 }
 
 /// A frame of HTTP/2 (RFC 9113, section 4.1).
@@ -230,7 +230,7 @@ async fn an_answered_stream_does_not_wait_for_its_request() {
     assert!(ended.is_ok(), "the stream is still open");
     // It counts all the same, once.
     let counted = || async {
-        let text = gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics");
+        let text = router.metrics.text().expect("metrics");
         let metrics = crate::harness::dev::Metrics(text);
         let sum = |name: &str, labels: &[&str]| metrics.sum(name, labels);
         (

@@ -148,7 +148,7 @@ async fn t22_r01_slow_and_silent_clients() {
         held.push(TcpStream::connect(router.https).await.expect("connect"));
     }
     let refused = || async {
-        let text = gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics");
+        let text = router.metrics.text().expect("metrics");
         crate::harness::dev::Metrics(text).sum("gmah_router_refused_connections_total", &["address"])
     };
     eventually("the cap", Duration::from_secs(3), refused, |n| *n >= 30.0).await;

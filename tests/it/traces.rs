@@ -162,7 +162,7 @@ async fn a_collector_that_is_away_keeps_nobody_waiting() {
         assert_eq!(client.get("paris.gmah.localhost", "/", &[]).await.status, 200);
     }
     let failed = || async {
-        let text = gmah_shared::telemetry::encode(&router.metrics.registry).expect("metrics");
+        let text = router.metrics.text().expect("metrics");
         crate::harness::dev::Metrics(text).sum("gmah_router_trace_exports_total", &["failed"])
     };
     eventually("counted", Duration::from_secs(10), failed, |n| *n >= 1.0).await;

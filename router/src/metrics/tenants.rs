@@ -1,14 +1,13 @@
 //! Series per tenant, bounded: counters that a request reaches through its route, without a look-up by label.
 
 use std::collections::HashMap;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gmah_shared::telemetry::names;
 use gmah_shared::tenant::TenantSlug;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType, Summary};
 
 /// What is counted for one tenant.
 #[derive(Default)]
@@ -32,7 +31,7 @@ impl TenantSeries {
     }
 }
 
-/// The series of all tenants, and the collector that shows them. Cheap to clone.
+/// The series of all tenants. Cheap to clone.
 #[derive(Clone)]
 pub struct Tenants(Arc<Inner>);
 
@@ -41,7 +40,6 @@ struct Inner {
     known: Mutex<HashMap<TenantSlug, Arc<TenantSeries>>>,
     other: Arc<TenantSeries>,
     unknown: Arc<TenantSeries>,
-    descs: Vec<Desc>,
 }
 
 const REQUESTS_HELP: &str = "Requests by tenant and class of status.";
@@ -50,26 +48,8 @@ const BYTES_HELP: &str = "Body bytes by tenant and direction.";
 
 impl Tenants {
     /// No tenant yet; at most `max` get series of their own.
-    ///
-    /// # Errors
-    /// Never with these names.
-    pub fn new(max: usize) -> Result<Self, prometheus::Error> {
-        let label = |more: Option<&str>| {
-            [Some(names::TENANT), more].into_iter().flatten().map(str::to_owned).collect::<Vec<_>>()
-        };
-        let desc =
-            |name: &str, help: &str, labels| Desc::new(name.into(), help.into(), labels, HashMap::new());
-        Ok(Self(Arc::new(Inner {
-            max,
-            known: Mutex::default(),
-            other: Arc::default(),
-            unknown: Arc::default(),
-            descs: vec![
-                desc(names::ROUTER_TENANT_REQUESTS, REQUESTS_HELP, label(Some("class")))?,
-                desc(names::ROUTER_TENANT_SECONDS, SECONDS_HELP, label(None))?,
-                desc(names::ROUTER_TENANT_BYTES, BYTES_HELP, label(Some("direction")))?,
-            ],
-        })))
+    pub fn new(max: usize) -> Self {
+        Self(Arc::new(Inner { max, known: Mutex::default(), other: Arc::default(), unknown: Arc::default() }))
     }
 
     /// The series of a tenant that exists; beyond the bound, those of all the rest.
@@ -95,76 +75,60 @@ impl Tenants {
     }
 }
 
-impl Collector for Tenants {
-    fn desc(&self) -> Vec<&Desc> {
-        self.0.descs.iter().collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let mut all: Vec<(String, Arc<TenantSeries>)> = {
+impl Tenants {
+    /// Appends their series in the exposition format of Prometheus, each as it is read: as a list of metrics that have lists
+    /// of labels they would take several MiB for a moment.
+    pub fn write(&self, out: &mut String) {
+        let mut all: Vec<(TenantSlug, Arc<TenantSeries>)> = {
             let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.iter().map(|(slug, series)| (slug.to_string(), series.clone())).collect()
+            known.iter().map(|(slug, series)| (slug.clone(), series.clone())).collect()
         };
-        all.push((names::OTHER.into(), self.0.other.clone()));
-        all.push((names::UNKNOWN.into(), self.0.unknown.clone()));
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        let family = |name, help, kind, series| family(name, help, kind, series * all.len());
-        let classes = names::CLASSES.len();
-        let mut requests = family(names::ROUTER_TENANT_REQUESTS, REQUESTS_HELP, MetricType::COUNTER, classes);
-        let mut seconds = family(names::ROUTER_TENANT_SECONDS, SECONDS_HELP, MetricType::SUMMARY, 1);
-        let mut bytes = family(names::ROUTER_TENANT_BYTES, BYTES_HELP, MetricType::COUNTER, 2);
-        for (tenant, series) in &all {
-            let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
-            let mut total = 0;
+        all.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+        let rest = [(names::OTHER, &self.0.other), (names::UNKNOWN, &self.0.unknown)];
+        let named = all.iter().map(|(slug, series)| (slug.as_str(), series));
+        let all = || rest.into_iter().chain(named.clone());
+        let lines = names::CLASSES.len() + 4;
+        out.reserve(all().map(|(tenant, _)| lines * (LINE + tenant.len())).sum());
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+
+        let name = names::ROUTER_TENANT_REQUESTS;
+        head(out, name, REQUESTS_HELP, "counter");
+        for (tenant, series) in all() {
             for (class, count) in names::CLASSES.iter().zip(&series.by_class) {
-                let count = read(count);
-                total += count;
-                requests.mut_metric().push(counter(&[(names::TENANT, tenant), ("class", class)], count));
-            }
-            let mut summary = Summary::default();
-            summary.set_sample_count(total);
-            summary.set_sample_sum(read(&series.nanoseconds) as f64 / 1e9);
-            let mut metric = labelled(&[(names::TENANT, tenant)]);
-            metric.set_summary(summary);
-            seconds.mut_metric().push(metric);
-            for (direction, n) in [("in", &series.bytes_in), ("out", &series.bytes_out)] {
-                bytes
-                    .mut_metric()
-                    .push(counter(&[(names::TENANT, tenant), ("direction", direction)], read(n)));
+                line(out, format_args!("{name}{{tenant=\"{tenant}\",class=\"{class}\"}} {}", read(count)));
             }
         }
-        vec![requests, seconds, bytes]
+        let name = names::ROUTER_TENANT_SECONDS;
+        head(out, name, SECONDS_HELP, "summary");
+        for (tenant, series) in all() {
+            let count: u64 = series.by_class.iter().map(read).sum();
+            let seconds = read(&series.nanoseconds) as f64 / 1e9;
+            line(out, format_args!("{name}_sum{{tenant=\"{tenant}\"}} {seconds}"));
+            line(out, format_args!("{name}_count{{tenant=\"{tenant}\"}} {count}"));
+        }
+        let name = names::ROUTER_TENANT_BYTES;
+        head(out, name, BYTES_HELP, "counter");
+        for (tenant, series) in all() {
+            for (direction, n) in [("in", &series.bytes_in), ("out", &series.bytes_out)] {
+                line(
+                    out,
+                    format_args!("{name}{{tenant=\"{tenant}\",direction=\"{direction}\"}} {}", read(n)),
+                );
+            }
+        }
     }
 }
 
-/// With room for so many series: a list that grows takes twice its place meanwhile.
-fn family(name: &str, help: &str, kind: MetricType, series: usize) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.into());
-    family.set_help(help.into());
-    family.set_field_type(kind);
-    family.mut_metric().reserve_exact(series);
-    family
+/// What a line has beside its tenant, with a number of a usual length.
+const LINE: usize = 80;
+
+fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+    line(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
 }
 
-fn labelled(labels: &[(&str, &str)]) -> Metric {
-    let pairs = labels.iter().map(|(name, value)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).into());
-        pair.set_value((*value).into());
-        pair
-    });
-    let mut metric = Metric::default();
-    metric.set_label(pairs.collect());
-    metric
-}
-
-fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut metric = labelled(labels);
-    let mut counter = Counter::default();
-    counter.set_value(value as f64);
-    metric.set_counter(counter);
-    metric
+fn line(out: &mut String, text: fmt::Arguments<'_>) {
+    // A text takes whatever is written.
+    let _ = writeln!(out, "{text}");
 }
 
 #[cfg(test)]
@@ -173,14 +137,14 @@ mod tests {
 
     #[test]
     fn tenants_beyond_the_bound_share_one_series() {
-        let tenants = Tenants::new(2).expect("names");
-        let registry = prometheus::Registry::new();
-        registry.register(Box::new(tenants.clone())).expect("registered");
+        let tenants = Tenants::new(2);
         let slug = |s: &str| TenantSlug::parse(s).expect("slug");
         for (n, name) in ["paris", "lyon", "nice", "metz"].iter().enumerate() {
             tenants.of(&slug(name)).request(200, Duration::from_millis(500), n as u64, 10);
         }
-        let text = gmah_shared::telemetry::encode(&registry).expect("text");
+        let mut text = "before\n".to_owned();
+        tenants.write(&mut text);
+        assert!(text.starts_with("before\n# HELP ") && text.ends_with('\n'));
         for line in [
             "gmah_router_tenant_requests_total{tenant=\"paris\",class=\"2xx\"} 1",
             "gmah_router_tenant_requests_total{tenant=\"_other\",class=\"2xx\"} 2",
