@@ -18,7 +18,14 @@ use gmah_shared::tenant::TenantId;
 use secrecy::ExposeSecret as _;
 use tokio_postgres::NoTls;
 
-const READ: &str = "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 20";
+/// The same in as many words as there are statements: each is prepared for itself.
+const READS: [&str; 4] = [
+    "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 20",
+    "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 21",
+    "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 22",
+    "select id, first_name, last_name, email, phone, created_at, updated_at from members order by id limit 23",
+];
+const READ: &str = READS[0];
 
 struct Plan {
     settings: Settings,
@@ -28,6 +35,7 @@ struct Plan {
     seconds: Duration,
     workers: usize,
     budget: usize,
+    statements: usize,
     zipf: bool,
     tenants: Vec<(TenantId, String)>,
     pgbouncer: u16,
@@ -64,6 +72,7 @@ fn main() {
             seconds: Duration::from_secs(number("GMAH_BENCH_SECONDS", 3600) as u64),
             workers: number("GMAH_BENCH_WORKERS", 100),
             budget: number("GMAH_BENCH_BUDGET", 50),
+            statements: number("GMAH_BENCH_STATEMENTS", 1).min(READS.len()),
             zipf: env("GMAH_BENCH_PICK", "uniform") == "zipf",
             tenants,
             pgbouncer: number("GMAH_BENCH_PGBOUNCER", 6432) as u16,
@@ -78,7 +87,7 @@ fn main() {
 /// What a request paid besides its own statement.
 #[derive(Clone, Copy, Default)]
 struct Paid {
-    /// Its connection was opened for it.
+    /// It was the first on its connection.
     is_cold: bool,
     /// Its statement was prepared for it.
     has_prepared: bool,
@@ -259,7 +268,9 @@ async fn node(plan: &Plan) -> RunningApi {
     let mut config = plan.config.clone();
     (config.api.listen, config.api.admin) = (([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
     config.pool.max_per_server = Within::new(plan.budget);
-    config.pool.max_per_tenant = Within::new(8.min(plan.budget));
+    // Where there is one organisation alone, it may have them all.
+    let most = if plan.tenants.len() == 1 { plan.budget } else { 8 };
+    config.pool.max_per_tenant = Within::new(most.min(plan.budget));
     config.pool.wait_timeout = HumanDuration::from_secs(30);
     config.pool.max_waiting = Within::new(10_000);
     let mut settings = plan.settings.clone();
@@ -286,7 +297,7 @@ async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<Pai
             let (client, busy) = lease.parts();
             *busy = true;
             let known = client.statement_cache.size();
-            let statement = client.prepare_cached(READ).await.map_err(|e| e.to_string())?;
+            let statement = client.prepare_cached(READS[rand::random_range(0..plan.statements)]).await.map_err(|e| e.to_string())?;
             paid = Paid { is_cold: known == 0, has_prepared: client.statement_cache.size() > known };
             let rows = client.query(&statement, &[]).await.map_err(|e| e.to_string())?;
             *busy = false;

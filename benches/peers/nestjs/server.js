@@ -110,6 +110,8 @@ class Auth {
     try {
       await db.query({ name: "expired", text: env.expired });
       await db.query("begin");
+      const { rows: [code] } = await db.query({ name: "totp", values: [user.id], text: env.totp });
+      if (code) refuse(401, "code_required");
       const { rowCount } = await db.query({ name: "begin", text: env.begin, values: [id, user.id, access_hash, after(900), refresh_hash, after(2592000),
         request.headers["x-forwarded-for"], request.headers["user-agent"] ?? null, c.gen, user.role, user.password_hash] });
       if (!rowCount) refuse(401, "bad_credentials");
