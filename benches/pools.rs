@@ -297,7 +297,10 @@ async fn ask(plan: &Plan, way: &Way, worker: usize, picked: usize) -> Result<Pai
             let (client, busy) = lease.parts();
             *busy = true;
             let known = client.statement_cache.size();
-            let statement = client.prepare_cached(READS[rand::random_range(0..plan.statements)]).await.map_err(|e| e.to_string())?;
+            let statement = client
+                .prepare_cached(READS[rand::random_range(0..plan.statements)])
+                .await
+                .map_err(|e| e.to_string())?;
             paid = Paid { is_cold: known == 0, has_prepared: client.statement_cache.size() > known };
             let rows = client.query(&statement, &[]).await.map_err(|e| e.to_string())?;
             *busy = false;

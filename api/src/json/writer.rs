@@ -429,6 +429,28 @@ mod tests {
     struct Nothing;
     #[derive(Serialize)]
     struct Wrapped(i64);
+    #[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
+    enum Named {
+        One,
+        Other,
+    }
+
+    /// A map by numbers that have no order.
+    struct Entries<'a>(&'a [f64]);
+    impl Serialize for Entries<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(self.0.iter().map(|key| (key, ())))
+        }
+    }
+
+    /// Bytes as such.
+    struct Raw<'a>(&'a [u8]);
+    impl Serialize for Raw<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(self.0)
+        }
+    }
+
     #[derive(Serialize)]
     struct Pair(char, u128);
     #[derive(Serialize)]
@@ -448,6 +470,7 @@ mod tests {
         same(&Kinds::Named { a: true, b: (), c: Pair('é', 0) });
         same(&(Vec::<u8>::new(), BTreeMap::<&str, ()>::new(), Some(Some(1)), ""));
         same(&uuid::Uuid::now_v7());
+        same(&(Raw(b""), Raw(&[0, 255])));
     }
 
     #[test]
@@ -455,10 +478,30 @@ mod tests {
         same(&BTreeMap::from([("a\nb", 1), ("", 2), ("ü", 3)]));
         same(&BTreeMap::from([(-1, 'a'), (20, 'b')]));
         same(&BTreeMap::from([(true, 1), (false, 2)]));
-        for refused in [written(&BTreeMap::from([((), 1)])), written(&BTreeMap::from([([1], 1)]))] {
+        same(&BTreeMap::from([('x', 1), ('"', 2)]));
+        same(&BTreeMap::from([(i128::MIN, 1), (i128::MAX, 2)]));
+        same(&BTreeMap::from([(Named::One, 1), (Named::Other, 2)]));
+        same(&Entries(&[1.5, -0.0, 1e300]));
+        for refused in [
+            written(&BTreeMap::from([((), 1)])),
+            written(&BTreeMap::from([([1], 1)])),
+            written(&BTreeMap::from([(None::<u8>, 1)])),
+            written(&Entries(&[f64::NAN])),
+        ] {
             assert!(refused.is_err());
         }
-        assert!(written(&BTreeMap::from([(Some("x"), 1)])).is_ok());
+    }
+
+    #[test]
+    fn what_fails_in_its_middle_fails() {
+        struct Never;
+        impl Serialize for Never {
+            fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(S::Error::custom("never"))
+            }
+        }
+        let said = written(&(1, [Some(Never)])).expect_err("an error");
+        assert_eq!(said.to_string(), "never");
     }
 
     #[test]
